@@ -1,0 +1,89 @@
+# Thin: every target is one command that can be run by hand. `make` alone prints this help.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(PYTHON) -m pip --disable-pip-version-check --python
+INSTALL := install -qq --require-hashes
+DROPINS := feast hopsworks pai
+ARGS ?=
+
+.PHONY: help run test check install install-dev dropin-environments verify fix clean \
+	verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
+	fix-lint fix-protos fix-docs fix-locks fix-schemas
+
+help: ## Print this help
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+run: install ## Start everything on this machine (ARGS="--no-sample" and the like are passed on)
+	@$(BIN)/triglot up $(ARGS)
+
+test: install-dev dropin-environments ## All tests: units, real servers, compatibility cases, real clients
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install-dev ## The quick part, while you work: lint, types, imports, tests without real clients and stacks
+	@$(MAKE) --no-print-directory verify-lint verify-types verify-imports
+	$(BIN)/python -m pytest -m "not dropin and not stack" $(ARGS)
+
+verify: verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks ## All checks that are not tests
+
+fix: fix-lint fix-protos fix-docs ## Mend what can be mended by machine
+
+verify-lint: install-dev ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+fix-lint: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+verify-types: install-dev ## mypy --strict
+	$(BIN)/mypy
+
+verify-imports: install-dev ## Who may import whom (import-linter)
+	$(BIN)/lint-imports
+
+verify-protos: install-dev ## Generated stubs are what the .proto files say
+	$(BIN)/python -m protos.generate --check
+fix-protos: install-dev
+	$(BIN)/python -m protos.generate
+
+verify-contracts: install-dev ## buf: lint, and nothing that breaks the clients of the recorded commit
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against '.git#ref=$(shell cat protos/BASELINE)'
+
+verify-docs: install-dev ## docs/configuration.md lists every setting
+	$(BIN)/python -m triglot.reference --check
+fix-docs: install-dev
+	$(BIN)/python -m triglot.reference
+
+fix-schemas: install-dev ## Record the schemas that the migrations make, after a new migration
+	TRIGLOT_RECORD_SCHEMAS=1 $(BIN)/python -m pytest tests/test_schemas.py
+
+verify-locks: ## Lock files name no index and no host
+	@! grep -nE 'https?://|file:|--(extra-)?index|find-links' $$(git ls-files '*.lock')
+fix-locks: ## Resolve all lock files again (needs uv)
+	scripts/lock
+
+install: .venv/.run ## Make .venv and install the locked dependencies
+install-dev: .venv/.dev ## The same, with what the tests need
+dropin-environments: $(DROPINS:%=.venv-%/.ready) ## Environments of the real clients
+
+# A bare Debian has no ensurepip: make the environment without pip and install into it from outside.
+.venv/.run: requirements.lock requirements-sample.lock pyproject.toml
+	@echo "Installing the locked dependencies into .venv (once, under a minute) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
+	@$(PIP) $(BIN)/python $(INSTALL) -r requirements.lock
+	@$(PIP) $(BIN)/python $(INSTALL) --no-deps --no-build-isolation -r requirements-sample.lock
+	@$(PIP) $(BIN)/python install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+.venv/.dev: .venv/.run requirements-dev.lock
+	@$(PIP) $(BIN)/python $(INSTALL) -r requirements-dev.lock
+	@touch $@
+.venv-%/.ready: tests/dropin/%/requirements.lock
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv --without-pip .venv-$*
+	@$(PIP) .venv-$*/bin/python $(INSTALL) -r $<
+	@touch $@
+
+clean: ## Remove environments and caches (not the data in .triglot)
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

@@ -1,0 +1,163 @@
+"""From what a call shows to the principal behind it. The only reader of credentials in any service.
+
+Shown in gRPC metadata, by clients or by the gateway on their behalf:
+
+    authorization: Bearer <API key>            Feast, PAI, our own clients
+    x-api-key: <API key>                       Hopsworks
+    authorization: ACS3-HMAC-SHA256 ...        PAI's SDK, with the canonical request that was signed in
+                                               x-triglot-canonical-request-bin; date and nonce are read from that
+                                               text alone, so nobody can put others beside an old signature
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from chassis import errors
+from chassis.identity.store import ACCESS_KEY_PURPOSE, QUERIES, hashed, principal_of
+from chassis.postgres import Database
+from chassis.principals import ANYBODY, Principal
+from chassis.rpc import Authenticator, Metadata
+from chassis.secretbox import SecretBox
+from chassis.settings import LOOPBACK, Settings
+
+SIGNATURE_ALGORITHM = "ACS3-HMAC-SHA256"
+CANONICAL_REQUEST = "x-triglot-canonical-request-bin"
+DATE = "x-acs-date"
+NONCE = "x-acs-signature-nonce"
+MAX_CLOCK_SKEW = timedelta(minutes=15)
+_MAX_CACHED = 10_000
+_REFUSAL_CACHE_SECONDS = 1.0
+_NONCE_SWEEP_SECONDS = 60.0
+
+
+class Anyone:
+    """Authentication switched off: every caller is an administrator. Loopback only; see triglot.stack."""
+
+    async def principal(self, metadata: Metadata) -> Principal:
+        """Anybody."""
+        return ANYBODY
+
+
+class Keys:
+    """Authentication by API keys and access keys. Answers are trusted for `cache_seconds`, refusals for one second."""
+
+    def __init__(self, database: Database, secret_box: SecretBox, cache_seconds: float) -> None:
+        self._database = database
+        self._box = secret_box
+        self._cache_seconds = cache_seconds
+        # Hash of an API key -> (principal or None if refused, until when). Oldest first.
+        self._cache: OrderedDict[bytes, tuple[Principal | None, float]] = OrderedDict()
+        self._next_sweep = 0.0
+
+    async def principal(self, metadata: Metadata) -> Principal:
+        """Who calls. Raises Unauthenticated, with the reason that says what is wrong with the credential."""
+        api_key = metadata.get("x-api-key")
+        if isinstance(api_key, str) and api_key:
+            return await self._by_api_key(api_key)
+        authorization = metadata.get("authorization")
+        if not isinstance(authorization, str) or not authorization.strip():
+            raise errors.Unauthenticated("no credential was shown", reason="CREDENTIAL_MISSING")
+        scheme, _, rest = authorization.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            return await self._by_api_key(rest.strip())
+        if scheme.upper().startswith("ACS"):
+            return await self._by_signature(scheme, rest, metadata)
+        raise errors.Unauthenticated("the Authorization header is of an unknown kind")
+
+    async def _by_api_key(self, api_key: str) -> Principal:
+        digest = hashed(api_key)
+        now = time.monotonic()
+        cached = self._cache.get(digest)
+        if cached is None or cached[1] < now:
+            found = await self._look_up(api_key, digest)
+            lasts = self._cache_seconds if found else min(_REFUSAL_CACHE_SECONDS, self._cache_seconds)
+            cached = (found, now + lasts)
+            self._cache[digest] = cached
+            self._cache.move_to_end(digest)
+            if len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
+        if cached[0] is None:
+            raise errors.Unauthenticated("the API key is unknown, revoked or expired")
+        return cached[0]
+
+    async def _look_up(self, api_key: str, digest: bytes) -> Principal | None:
+        prefix, dot, _ = api_key.partition(".")
+        if not dot or len(prefix) != 16 or not prefix.isalnum():
+            return None
+        row = await self._database.fetchrow(QUERIES.principal_by_api_key, prefix)
+        if row is None or not hmac.compare_digest(row["secret_sha256"], digest):
+            return None
+        if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
+            return None
+        return principal_of(row)
+
+    async def _by_signature(self, scheme: str, rest: str, metadata: Metadata) -> Principal:
+        if scheme != SIGNATURE_ALGORITHM:
+            raise errors.Unauthenticated(
+                f"only {SIGNATURE_ALGORITHM} signatures are taken",
+                reason="SIGNATURE_TYPE_UNSUPPORTED",
+            )
+        parts = dict(part.strip().partition("=")[::2] for part in rest.split(","))
+        canonical = metadata.get(CANONICAL_REQUEST)
+        headers = _signed_headers(canonical) if isinstance(canonical, bytes) else {}
+        date, nonce = headers.get(DATE, ""), headers.get(NONCE, "")
+        key_id, signature = parts.get("Credential", ""), parts.get("Signature", "")
+        if not (isinstance(canonical, bytes) and all((date, nonce, key_id, signature))):
+            raise errors.Unauthenticated("the signature is incomplete", reason="SIGNATURE_INCOMPLETE")
+        signed_at = _parsed_date(date)
+        row = await self._database.fetchrow(QUERIES.principal_by_access_key, key_id)
+        if row is None:
+            raise errors.Unauthenticated("no such access key", reason="ACCESS_KEY_NOT_FOUND", access_key_id=key_id)
+        secret = self._box.decrypt(row["secret_encrypted"], ACCESS_KEY_PURPOSE)
+        if not hmac.compare_digest(sign(secret, canonical).encode(), signature.encode()):
+            raise errors.Unauthenticated("the signature does not match", reason="SIGNATURE_MISMATCH")
+        await self._use_nonce(key_id, nonce, signed_at)
+        return principal_of(row)
+
+    async def _use_nonce(self, key_id: str, nonce: str, signed_at: datetime) -> None:
+        if time.monotonic() > self._next_sweep:
+            self._next_sweep = time.monotonic() + _NONCE_SWEEP_SECONDS
+            await self._database.execute(QUERIES.drop_expired_nonces)
+        fresh: Any = await self._database.fetchval(QUERIES.use_nonce, key_id, nonce, signed_at + 2 * MAX_CLOCK_SKEW)
+        if fresh is None:
+            raise errors.Unauthenticated("the signature's nonce was used before", reason="SIGNATURE_NONCE_USED")
+
+
+def sign(secret: str, canonical_request: bytes) -> str:
+    """The ACS3-HMAC-SHA256 signature, in hex, of a canonical request."""
+    string_to_sign = f"{SIGNATURE_ALGORITHM}\n{hashlib.sha256(canonical_request).hexdigest()}"
+    return hmac.new(secret.encode(), string_to_sign.encode(), hashlib.sha256).hexdigest()
+
+
+def _signed_headers(canonical_request: bytes) -> dict[str, str]:
+    """The headers in a canonical request: the lines after method, path and query, up to the first empty one."""
+    lines = canonical_request.decode("utf-8", "replace").split("\n")[3:]
+    block = lines[: lines.index("")] if "" in lines else []
+    return dict(line.partition(":")[::2] for line in block)
+
+
+def _parsed_date(text: str) -> datetime:
+    try:
+        signed_at = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        raise errors.Unauthenticated(
+            "x-acs-date must look like 2026-11-21T05:44:58Z", reason="SIGNATURE_INCOMPLETE"
+        ) from None
+    if abs(datetime.now(UTC) - signed_at) > MAX_CLOCK_SKEW:
+        raise errors.Unauthenticated("the signature's date is more than 15 minutes off", reason="SIGNATURE_EXPIRED")
+    return signed_at
+
+
+def open_authenticator(settings: Settings, database: Database) -> Authenticator:
+    """The authenticator that the settings ask for. Raises ValueError where switching it off would open a network."""
+    if settings.auth == "off":
+        if settings.host not in LOOPBACK:
+            raise ValueError("TRIGLOT_AUTH=off works on loopback only: set TRIGLOT_HOST=127.0.0.1")
+        return Anyone()
+    return Keys(database, SecretBox(settings.secret_key), settings.auth_cache_seconds)

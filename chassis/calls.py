@@ -1,0 +1,99 @@
+"""The call under way: who calls, under which request id, until when. And calls to other services on its behalf."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from chassis import errors
+from chassis.principals import Principal
+
+REQUEST_ID = "x-request-id"
+DEFAULT_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC or HTTP request as the code below it may see it."""
+
+    request_id: str
+    metadata: Mapping[str, str | bytes] = field(default_factory=dict)
+    principal: Principal | None = None
+    deadline: float | None = None  # on time.monotonic()'s clock
+
+    def remaining(self, otherwise: float = DEFAULT_TIMEOUT_SECONDS) -> float:
+        """Seconds left, or `otherwise` if the caller set no deadline."""
+        return otherwise if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+_CURRENT: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+def enter(call: Call) -> Token[Call | None]:
+    """Make `call` the current one until `leave` is given the token."""
+    return _CURRENT.set(call)
+
+
+def leave(token: Token[Call | None]) -> None:
+    """Make the call from before the matching `enter` the current one again."""
+    _CURRENT.reset(token)
+
+
+def current() -> Call:
+    """The call under way. A RuntimeError outside of one: that is a defect."""
+    call = _CURRENT.get()
+    if call is None:
+        raise RuntimeError("no call is under way")
+    return call
+
+
+def current_or_none() -> Call | None:
+    """The call under way, if there is one."""
+    return _CURRENT.get()
+
+
+def principal() -> Principal:
+    """Who calls. A RuntimeError before authentication: that is a defect."""
+    found = current().principal
+    if found is None:
+        raise RuntimeError("the call under way is not authenticated")
+    return found
+
+
+def new_request_id() -> str:
+    """A fresh request id: an upper-case UUID, the form that PAI clients know."""
+    return str(uuid.uuid4()).upper()
+
+
+def bearer(api_key: str) -> tuple[tuple[str, str], ...]:
+    """Metadata that shows an API key."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
+
+
+async def invoke(
+    method: Callable[..., Any],
+    request: Any,
+    *,
+    metadata: Sequence[tuple[str, str | bytes]] = (),
+    timeout_seconds: float | None = None,
+) -> Any:
+    """Call another service: `method` is a stub's method, `request` a message or an async iterator of messages.
+
+    The deadline is `timeout_seconds`, but never later than that of the call under way; its request id goes along.
+    Raises the TriglotError that the other service raised.
+    """
+    call = _CURRENT.get()
+    timeout = timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+    if call is not None:
+        metadata = (*metadata, (REQUEST_ID, call.request_id))
+        timeout = min(timeout, call.remaining(timeout))
+    try:
+        return await method(request, timeout=timeout, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        raise errors.from_rpc(error) from None

@@ -1,0 +1,27 @@
+"""Channels to other services."""
+
+from __future__ import annotations
+
+import grpc
+
+from chassis.settings import Settings
+
+
+def open_channel(target: str, settings: Settings) -> grpc.aio.Channel:
+    """A channel to a gRPC target, made inside the running loop. It connects when it is used, and again when it is lost.
+
+    Of a name with several addresses (a headless Service) all are used in turn.
+    """
+    return grpc.aio.insecure_channel(
+        target,
+        options=(
+            ("grpc.lb_policy_name", "round_robin"),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            # A peer that vanished without a word is noticed within a quarter of a minute.
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.enable_retries", 0),
+        ),
+    )

@@ -1,0 +1,164 @@
+"""What can go wrong, said once. Each error has a gRPC code, a stable reason and metadata.
+
+    TriglotError
+    ├── InvalidArgument      INVALID_ARGUMENT     the request is wrong, whatever the state
+    ├── Unauthenticated      UNAUTHENTICATED      no credential, or not a good one
+    ├── PermissionDenied     PERMISSION_DENIED    known, and not allowed
+    ├── NotFound             NOT_FOUND
+    ├── AlreadyExists        ALREADY_EXISTS       the name is taken, or the definition differs
+    ├── FailedPrecondition   FAILED_PRECONDITION  right in another state
+    ├── Aborted              ABORTED              lost a race; try again
+    ├── ResourceExhausted    RESOURCE_EXHAUSTED   a limit of the caller's
+    ├── Unavailable          UNAVAILABLE          a dependency or the server itself; try again later
+    ├── DeadlineExceeded     DEADLINE_EXCEEDED
+    ├── Unimplemented        UNIMPLEMENTED
+    └── Internal             INTERNAL             a defect; its text stays in the log
+
+Reasons are the names of `triglot.errors.v1.Reason` without their prefix. On the wire an error is a google.rpc.Status
+with one google.rpc.ErrorInfo in the trailer `grpc-status-details-bin`; `from_rpc` reads it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "triglot"
+# Texts can repeat what a caller sent; gRPC refuses trailers of more than 8 KiB.
+MAX_TEXT = 1000
+DETAILS_TRAILER = "grpc-status-details-bin"
+
+
+class TriglotError(Exception):
+    """An error that a caller may see. `message` is for people, `reason` and `metadata` for programs."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    default_reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, reason: str = "", **metadata: object) -> None:
+        message = message[:MAX_TEXT]
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.metadata: dict[str, str] = {name: str(value)[:MAX_TEXT] for name, value in metadata.items()}
+
+    def status(self) -> status_pb2.Status:
+        """The error as a google.rpc.Status."""
+        number: int = self.code.value[0]
+        status = status_pb2.Status(code=number, message=self.message)
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+        status.details.add().Pack(info)
+        return status
+
+    def trailers(self) -> tuple[tuple[str, bytes], ...]:
+        """Trailing metadata that carries the status to any gRPC client."""
+        return ((DETAILS_TRAILER, self.status().SerializeToString()),)
+
+
+class InvalidArgument(TriglotError):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    default_reason = "INVALID_FIELD"
+
+
+class Unauthenticated(TriglotError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+    default_reason = "CREDENTIAL_INVALID"
+
+
+class PermissionDenied(TriglotError):
+    code = grpc.StatusCode.PERMISSION_DENIED
+    default_reason = "ACTION_NOT_ALLOWED"
+
+
+class NotFound(TriglotError):
+    code = grpc.StatusCode.NOT_FOUND
+    default_reason = "RESOURCE_NOT_FOUND"
+
+
+class AlreadyExists(TriglotError):
+    code = grpc.StatusCode.ALREADY_EXISTS
+    default_reason = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(TriglotError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    default_reason = "NOT_READY"
+
+
+class Aborted(TriglotError):
+    code = grpc.StatusCode.ABORTED
+    default_reason = "CONFLICTING_WRITE"
+
+
+class ResourceExhausted(TriglotError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    default_reason = "RATE_LIMITED"
+
+
+class Unavailable(TriglotError):
+    code = grpc.StatusCode.UNAVAILABLE
+    default_reason = "DEPENDENCY_UNAVAILABLE"
+
+
+class DeadlineExceeded(TriglotError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    default_reason = "DEADLINE_EXCEEDED"
+
+
+class Unimplemented(TriglotError):
+    code = grpc.StatusCode.UNIMPLEMENTED
+    default_reason = "UNIMPLEMENTED"
+
+
+class Internal(TriglotError):
+    code = grpc.StatusCode.INTERNAL
+    default_reason = "INTERNAL"
+
+
+class PortInUse(Exception):
+    """Somebody else listens on our port. No caller sees it: its text is one line for a person."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"cannot listen on {host}:{port}: the port is in use or not allowed")
+
+
+_BY_CODE: dict[grpc.StatusCode, type[TriglotError]] = {
+    kind.code: kind
+    for kind in (
+        InvalidArgument,
+        Unauthenticated,
+        PermissionDenied,
+        NotFound,
+        AlreadyExists,
+        FailedPrecondition,
+        Aborted,
+        ResourceExhausted,
+        Unavailable,
+        DeadlineExceeded,
+        Unimplemented,
+        Internal,
+    )
+}
+
+
+def from_rpc(error: grpc.aio.AioRpcError) -> TriglotError:
+    """The error that the other side raised, or the nearest one if it was not a Triglot service."""
+    kind = _BY_CODE.get(error.code(), Internal)
+    for name, value in error.trailing_metadata() or ():
+        if name == DETAILS_TRAILER and isinstance(value, bytes):
+            return _from_status(kind, status_pb2.Status.FromString(value))
+    return kind(error.details() or error.code().name)
+
+
+def _from_status(kind: type[TriglotError], status: status_pb2.Status) -> TriglotError:
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            metadata: Mapping[str, str] = dict(info.metadata)
+            error = kind(status.message, reason=info.reason)
+            error.metadata.update(metadata)
+            return error
+    return kind(status.message)

@@ -1,0 +1,68 @@
+-- name: principal_by_api_key
+-- Primary key of api_key, then of principal.
+SELECT k.secret_sha256, k.expires_at, p.name, p.administrator, p.roles, p.groups, p.feature_stores, p.actions
+FROM identity.api_key k
+JOIN identity.principal p ON p.id = k.principal_id
+WHERE k.prefix = $1;
+
+-- name: principal_by_access_key
+-- Primary key of access_key, then of principal.
+SELECT k.secret_encrypted, p.name, p.administrator, p.roles, p.groups, p.feature_stores, p.actions
+FROM identity.access_key k
+JOIN identity.principal p ON p.id = k.principal_id
+WHERE k.access_key_id = $1;
+
+-- name: use_nonce
+-- Primary key of nonce. No row comes back if the nonce was used and has not expired.
+INSERT INTO identity.nonce AS n (access_key_id, nonce, expires_at) VALUES ($1, $2, $3)
+ON CONFLICT (access_key_id, nonce) DO UPDATE SET expires_at = excluded.expires_at WHERE n.expires_at < now()
+RETURNING 1;
+
+-- name: drop_expired_nonces
+-- nonce_expiry. At most 1,000 at a time.
+DELETE FROM identity.nonce
+WHERE (access_key_id, nonce) IN (
+    SELECT access_key_id, nonce FROM identity.nonce WHERE expires_at < now() ORDER BY expires_at LIMIT 1000
+);
+
+-- name: insert_principal
+INSERT INTO identity.principal (name, administrator, roles, groups, feature_stores, actions)
+VALUES ($1, $2, $3, $4, $5, $6)
+RETURNING name, administrator, roles, groups, feature_stores, actions, created_at;
+
+-- name: list_principals
+-- principal_name_key.
+SELECT name, administrator, roles, groups, feature_stores, actions, created_at
+FROM identity.principal ORDER BY name;
+
+-- name: delete_principal
+-- principal_name_key.
+DELETE FROM identity.principal WHERE name = $1 RETURNING 1;
+
+-- name: insert_api_key
+-- principal_name_key. No row comes back without that principal.
+INSERT INTO identity.api_key (prefix, secret_sha256, principal_id, expires_at)
+SELECT $1, $2, p.id, $4 FROM identity.principal p WHERE p.name = $3
+RETURNING created_at;
+
+-- name: list_api_keys
+SELECT k.prefix, p.name AS principal, k.expires_at, k.created_at
+FROM identity.api_key k JOIN identity.principal p ON p.id = k.principal_id
+ORDER BY k.created_at DESC, k.prefix;
+
+-- name: delete_api_key
+DELETE FROM identity.api_key WHERE prefix = $1 RETURNING 1;
+
+-- name: insert_access_key
+-- principal_name_key. No row comes back without that principal.
+INSERT INTO identity.access_key (access_key_id, secret_encrypted, principal_id)
+SELECT $1, $2, p.id FROM identity.principal p WHERE p.name = $3
+RETURNING created_at;
+
+-- name: list_access_keys
+SELECT k.access_key_id, p.name AS principal, k.created_at
+FROM identity.access_key k JOIN identity.principal p ON p.id = k.principal_id
+ORDER BY k.created_at DESC, k.access_key_id;
+
+-- name: delete_access_key
+DELETE FROM identity.access_key WHERE access_key_id = $1 RETURNING 1;

@@ -1,0 +1,145 @@
+"""PostgreSQL for a service: a bounded pool, named queries, visible transactions. Driver exceptions die here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import asyncpg
+
+from chassis import errors
+from chassis.settings import Settings
+from chassis.telemetry import log
+
+Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+Constraints = Mapping[str, Callable[[asyncpg.PostgresError], errors.TriglotError]]
+
+_NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
+_UNREACHABLE = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+)
+
+
+def load_queries(path: Path) -> SimpleNamespace:
+    """The queries of a .sql file as attributes, each under the name of the `-- name: x` line above it."""
+    parts = _NAME.split(path.read_text())
+    return SimpleNamespace(**{name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)})
+
+
+class Database:
+    """A pool of connections. Everything raised inside its blocks is a TriglotError or the caller's own error.
+
+    `constraints` says which error the violation of a named constraint is.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, timeout_seconds: float, constraints: Constraints) -> None:
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+        self._constraints = constraints
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection in autocommit mode. Unavailable if none is free or PostgreSQL does not answer."""
+        with_timeout = self._pool.acquire(timeout=self._timeout_seconds)
+        try:
+            async with with_timeout as connection:
+                yield connection
+        except _CAUGHT as error:
+            raise self._translated(error) from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside a transaction that commits when the block ends and rolls back when it raises."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        """All rows of one statement."""
+        async with self.connection() as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
+            return rows
+
+    async def fetchrow(self, query: str, *arguments: Any) -> asyncpg.Record | None:
+        """The first row of one statement, or None."""
+        async with self.connection() as connection:
+            return await connection.fetchrow(query, *arguments)
+
+    async def fetchval(self, query: str, *arguments: Any) -> Any:
+        """The first column of the first row of one statement, or None."""
+        async with self.connection() as connection:
+            return await connection.fetchval(query, *arguments)
+
+    async def execute(self, query: str, *arguments: Any) -> str:
+        """Run one statement; its command tag (`UPDATE 3`)."""
+        async with self.connection() as connection:
+            return await connection.execute(query, *arguments)
+
+    async def close(self) -> None:
+        """Close all connections, waiting a few seconds for those in use."""
+        try:
+            async with asyncio.timeout(5):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    def _translated(self, error: BaseException) -> errors.TriglotError:
+        name: str = getattr(error, "constraint_name", None) or ""
+        if isinstance(error, asyncpg.PostgresError) and name in self._constraints:
+            return self._constraints[name](error)
+        if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
+            return errors.Unavailable("PostgreSQL did not answer in time", dependency="postgres")
+        if isinstance(error, _UNREACHABLE):
+            return errors.Unavailable("PostgreSQL cannot be reached", dependency="postgres")
+        if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
+            return errors.Aborted("Another writer changed the same object; try again")
+        if isinstance(error, asyncpg.UniqueViolationError):
+            return errors.AlreadyExists("The object exists already", constraint=name)
+        if isinstance(error, asyncpg.ForeignKeyViolationError):
+            return errors.FailedPrecondition(
+                "The object is referenced, or refers to one that is gone",
+                reason="DEPENDENCY_EXISTS",
+                constraint=name,
+            )
+        if isinstance(error, asyncpg.DataError):
+            return errors.InvalidArgument(_without_data(error))
+        log.error("unexpected PostgreSQL error", error=repr(error))
+        return errors.Internal("The database refused a statement")
+
+
+_CAUGHT = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+
+def _without_data(error: BaseException) -> str:
+    """The first line of a data error. PostgreSQL's own text names no table and shows no other row."""
+    return str(error).splitlines()[0] if str(error) else "invalid value"
+
+
+async def open_database(settings: Settings, constraints: Constraints | None = None) -> Database:
+    """Open a pool. Waits up to 30 seconds for a PostgreSQL that is still starting, then raises Unavailable."""
+    arguments: dict[str, Any] = {
+        "min_size": 1,
+        "max_size": settings.postgres_pool_size,
+        "command_timeout": settings.postgres_timeout_seconds,
+        "timeout": settings.postgres_timeout_seconds,
+        "server_settings": {"application_name": "triglot"},
+    }
+    last: BaseException | None = None
+    for _ in range(60):
+        try:
+            pool = await asyncpg.create_pool(settings.postgres_url.get_secret_value(), **arguments)
+            return Database(pool, settings.postgres_timeout_seconds, constraints or {})
+        except _UNREACHABLE as error:
+            last = error
+            await asyncio.sleep(0.5)
+    raise errors.Unavailable("PostgreSQL cannot be reached", dependency="postgres") from last

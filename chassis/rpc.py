@@ -1,0 +1,153 @@
+"""One RPC with the chassis' rules around it: request id, identity, permitted action, deadline, errors, metrics, log.
+
+`mount` turns a generated servicer into `Endpoint`s. `chassis.server` serves them on a port and `chassis.inprocess`
+offers them as a channel; both run the very same endpoints, so neither a service nor its caller can tell which it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+
+from chassis import calls, errors
+from chassis.principals import Principal
+from chassis.telemetry import log, rpc_in_flight, rpc_seconds
+
+Metadata = Mapping[str, str | bytes]
+
+
+class Authenticator(Protocol):
+    """Turns what a call shows into a principal; see chassis.auth."""
+
+    async def principal(self, metadata: Metadata) -> Principal:
+        """Who calls. Raises Unauthenticated."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is asked of the callers of one service."""
+
+    authenticator: Authenticator
+    # The action `<prefix><Rpc>` must be permitted. None: the service has rules of its own.
+    action_prefix: str | None = None
+    # RPCs that any authenticated caller may use, whatever its actions.
+    free_rpcs: frozenset[str] = frozenset()
+    # RPCs that anybody may use, without a credential.
+    open_rpcs: frozenset[str] = frozenset()
+    # The text of gRPC's own `details` field, where a dialect's clients read it. Default: the message.
+    details: Callable[[errors.TriglotError], str] = lambda error: error.message
+
+
+class Endpoint:
+    """One RPC of one service. `serve_unary` and `serve_stream` raise TriglotError and nothing else."""
+
+    def __init__(self, path: str, handler: Any, policy: Policy) -> None:
+        self.path = path
+        self.handler = handler
+        self.details = policy.details
+        self._authenticator = policy.authenticator
+        name = path.rsplit("/", 1)[1]
+        self._open = name in policy.open_rpcs
+        checked = policy.action_prefix is not None and name not in policy.free_rpcs | policy.open_rpcs
+        self._action = f"{policy.action_prefix}{name}" if checked else None
+        self._behavior: Callable[[Any, Any], Any] = handler.unary_unary or handler.stream_unary or handler.unary_stream
+        self._in_flight = rpc_in_flight.labels(path)
+        self._seconds: dict[grpc.StatusCode, Any] = {}
+
+    async def serve_unary(self, request: Any, metadata: Metadata, deadline: float | None, context: Any) -> Any:
+        """Answer a call whose answer is one message. `request` is a message or an iterator of them."""
+        return await self._around(lambda: self._behavior(request, context), self._begin(metadata, deadline))
+
+    async def serve_stream(
+        self, request: Any, metadata: Metadata, deadline: float | None, context: Any
+    ) -> AsyncIterator[Any]:
+        """Answer a call whose answer is a stream. Its messages are handed on as they come."""
+        call = self._begin(metadata, deadline)
+        messages: AsyncIterator[Any] | None = None
+
+        async def following() -> Any:
+            nonlocal messages
+            if messages is None:
+                messages = self._behavior(request, context)
+            return await anext(messages, None)
+
+        message = await self._around(following, call)
+        while message is not None:
+            yield message
+            message = await self._around(following, call, first=False)
+
+    def _begin(self, metadata: Metadata, deadline: float | None) -> calls.Call:
+        shown = metadata.get(calls.REQUEST_ID)
+        request_id = shown if isinstance(shown, str) and shown else calls.new_request_id()
+        return calls.Call(request_id, metadata, deadline=deadline)
+
+    async def _around(self, work: Callable[[], Awaitable[Any]], call: calls.Call, *, first: bool = True) -> Any:
+        started = time.perf_counter()
+        code = grpc.StatusCode.OK
+        self._in_flight.inc()
+        token = calls.enter(call)
+        try:
+            if first and not self._open:
+                call.principal = await self._authenticator.principal(call.metadata)
+                if self._action is not None:
+                    call.principal.require(self._action)
+            return await work()
+        except errors.TriglotError as error:
+            code = error.code
+            log.info("refused", rpc=self.path, reason=error.reason, message=error.message)
+            raise
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except NotImplementedError:
+            code = grpc.StatusCode.UNIMPLEMENTED
+            raise errors.Unimplemented(f"{self.path} is not implemented") from None
+        except Exception as error:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("failed", rpc=self.path)
+            raise errors.Internal(f"Internal error, request id {call.request_id}") from error
+        finally:
+            calls.leave(token)
+            self._in_flight.dec()
+            self._observe(code, time.perf_counter() - started)
+
+    def _observe(self, code: grpc.StatusCode, seconds: float) -> None:
+        child = self._seconds.get(code)
+        if child is None:
+            child = self._seconds[code] = rpc_seconds.labels(self.path, code.name)
+        child.observe(seconds)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service ready to be served: its full name and its endpoints by path."""
+
+    name: str
+    endpoints: Mapping[str, Endpoint]
+
+
+def mount(add_to_server: Callable[[Any, Any], None], servicer: Any, policy: Policy) -> Service:
+    """Wrap a servicer. `add_to_server` is the generated `add_...Servicer_to_server`."""
+    collector = _Collector()
+    add_to_server(servicer, collector)
+    name, handlers = collector.collected
+    paths = {f"/{name}/{rpc}": handler for rpc, handler in handlers.items()}
+    return Service(name, {path: Endpoint(path, handler, policy) for path, handler in paths.items()})
+
+
+class _Collector:
+    """Stands in for a grpc server while generated code registers its handlers."""
+
+    def __init__(self) -> None:
+        self.collected: tuple[str, Mapping[str, Any]] = ("", {})
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Generated code registers twice; the second form is the readable one."""
+
+    def add_registered_method_handlers(self, name: str, handlers: Mapping[str, Any]) -> None:
+        self.collected = (name, handlers)

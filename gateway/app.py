@@ -1,0 +1,146 @@
+"""The gateway as an ASGI application: every row of every dialect is an ASGI endpoint behind Starlette's router."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import structlog
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chassis import calls, errors
+from chassis.telemetry import http_seconds
+from gateway.dialect import Dialect, Row
+from gateway.exchange import Answer, Exchange
+from gateway.settings import GatewaySettings
+
+log = structlog.get_logger("gateway")
+
+
+class Disconnected(Exception):
+    """The client went away before its body had arrived."""
+
+
+class RowEndpoint:
+    """One row as an ASGI application."""
+
+    def __init__(self, dialect: Dialect, row: Row, settings: GatewaySettings) -> None:
+        self._dialect = dialect
+        self._row = row
+        self._max_body_bytes = settings.max_body_bytes
+        self._timeout_seconds = settings.timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        exchange = _exchange(scope)
+        try:
+            exchange.body = await _body(receive, exchange, self._max_body_bytes)
+            answer = await self._answer(exchange)
+        except errors.TriglotError as error:
+            answer = self._dialect.render_error(error, exchange)
+        except Disconnected:
+            return
+        except Exception:
+            log.exception("failed", operation=self._row.operation, request_id=exchange.request_id)
+            hidden = errors.Internal(f"Internal error, request id {exchange.request_id}")
+            answer = self._dialect.render_error(hidden, exchange)
+        await _send(send, answer, exchange.request_id)
+        labels = (self._dialect.name, self._row.operation, str(answer.status))
+        http_seconds.labels(*labels).observe(time.perf_counter() - started)
+
+    async def _answer(self, exchange: Exchange) -> Answer:
+        row = self._row
+        message = row.request(exchange)
+        if row.rpc is None:
+            return row.answer(exchange, None)
+        metadata = (*self._dialect.credential(exchange), (calls.REQUEST_ID, exchange.request_id))
+        reply = await calls.invoke(row.rpc, message, metadata=metadata, timeout_seconds=self._timeout_seconds)
+        return row.answer(exchange, reply)
+
+
+def _exchange(scope: Scope) -> Exchange:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    return Exchange(
+        method=scope["method"],
+        path=scope["path"],
+        raw_path=scope.get("raw_path") or scope["path"].encode(),
+        query_string=scope["query_string"],
+        headers=headers,
+        path_params=scope.get("path_params", {}),
+        body=b"",
+        request_id=_request_id(headers.get(calls.REQUEST_ID, "")),
+    )
+
+
+def _request_id(shown: str) -> str:
+    """The caller's own request id if it is a sane one, else a fresh one."""
+    good = 0 < len(shown) <= 128 and shown.isascii() and shown.isprintable()
+    return shown if good else calls.new_request_id()
+
+
+async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
+    """The whole body. Raises InvalidArgument, reason BODY_TOO_LARGE, as soon as it is known to be too large."""
+    length = exchange.headers.get("content-length", "")
+    size, parts = 0, []
+    while True:
+        if size > limit or (length.isdigit() and int(length) > limit):
+            raise errors.InvalidArgument(
+                f"Request too large: at most {limit} bytes are taken", reason="BODY_TOO_LARGE", limit_bytes=limit
+            )
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise Disconnected
+        parts.append(event.get("body", b""))
+        size += len(parts[-1])
+        if not event.get("more_body", False) and size <= limit:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _send(send: Send, answer: Answer, request_id: str) -> None:
+    headers = [
+        (b"content-type", answer.media_type.encode()),
+        (b"content-length", str(len(answer.body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+class Refusal:
+    """Answers what no row matches, in the words of the dialect that owns the path."""
+
+    def __init__(self, dialects: Sequence[Dialect], error: errors.TriglotError) -> None:
+        self._dialects = dialects
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = _exchange(scope)
+        owner = next((each for each in self._dialects if each.owns(exchange.path)), self._dialects[-1])
+        await _send(send, owner.render_error(self._error, exchange), exchange.request_id)
+
+
+class RowRoute(Route):
+    """A route that refuses a wrong method in the words of its dialect."""
+
+    def __init__(self, row: Row, endpoint: ASGIApp, refusal: ASGIApp) -> None:
+        super().__init__(row.path, endpoint, methods=list(row.methods), name=row.operation)
+        self._refusal = refusal
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed = self.methods is None or scope["method"] in self.methods
+        await (self.app if allowed else self._refusal)(scope, receive, send)
+
+
+def create_app(dialects: Sequence[Dialect], settings: GatewaySettings) -> ASGIApp:
+    """The application. The rows of the first dialect are tried first; the last dialect owns what nobody else does.
+
+    A bare Router: Starlette's application would wrap it in middleware that has nothing left to catch.
+    """
+    wrong_method = Refusal(dialects, errors.Unimplemented("Method Not Allowed", reason="METHOD_NOT_ALLOWED"))
+    routes = [
+        RowRoute(row, RowEndpoint(dialect, row, settings), wrong_method) for dialect in dialects for row in dialect.rows
+    ]
+    missing = Refusal(dialects, errors.NotFound("Not Found", reason="OPERATION_NOT_FOUND"))
+    return Router(routes, default=missing, redirect_slashes=False)

@@ -1,0 +1,76 @@
+"""Serve the gateway's application on its ports, all of them in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from chassis.errors import PortInUse
+from gateway.settings import GatewaySettings
+
+
+class HttpServer:
+    """uvicorn on one or more ports. `start` once inside the running loop, then `stop` once."""
+
+    def __init__(self, app: ASGIApp, settings: GatewaySettings, *, host: str, drain_seconds: float) -> None:
+        self._sockets: list[socket.socket] = []
+        self._host = host
+        self._ports = settings.ports
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, int(drain_seconds)),
+            ssl_certfile=settings.tls_certificate or None,
+            ssl_keyfile=settings.tls_key or None,
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> Sequence[int]:
+        """Listen, and say on which ports. Raises PortInUse."""
+        self._sockets = [_listen(self._host, port) for port in self._ports]
+        self._task = asyncio.create_task(self._server.serve(sockets=self._sockets))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+            await asyncio.sleep(0.01)
+        return [bound.getsockname()[1] for bound in self._sockets]
+
+    async def stop(self) -> None:
+        """Take no new connections, let the requests under way finish."""
+        if self._task is not None:
+            self._server.should_exit = True
+            await self._task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the process decides when to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(2048)
+    except OSError:
+        bound.close()
+        raise PortInUse(host, port) from None
+    bound.setblocking(False)
+    return bound

@@ -1,0 +1,27 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from chassis.settings import SettingsModel
+
+
+class GatewaySettings(SettingsModel):
+    """Settings that only the gateway reads."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIGLOT_GATEWAY_", frozen=True, extra="ignore")
+
+    ports: tuple[int, ...] = Field(
+        (6572, 4406, 8080),
+        description="HTTP ports, a JSON list; each serves all three dialects (Feast's, Hopsworks' and one more).",
+    )
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest HTTP body that is taken.")
+    timeout_seconds: float = Field(10.0, gt=0, description="Deadline of the RPC behind an HTTP request.")
+    hopsworks_api_version: str = Field("0.1.0", description="Version prefix of the Hopsworks routes.")
+    hopsworks_validate_passed_features: bool = Field(
+        False, description="What Hopsworks' option `validatePassedFeatures` means when a request does not give it."
+    )
+    tls_certificate: str = Field("", description="PEM file of the certificate chain; empty: plain HTTP.")
+    tls_key: str = Field("", description="PEM file of the certificate's private key.")

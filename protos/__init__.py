@@ -1,0 +1,1 @@
+"""The contracts: what crosses a wire, and the code generated from it. `generate.py` rebuilds `gen/`."""

@@ -1,0 +1,240 @@
+"""Model features: which features of which views a model reads, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from chassis import calls
+from chassis.postgres import Connection, Database
+from protos.gen.triglot.management.v1 import model_feature_pb2 as pb
+from services.management import fields
+from services.management.inputs import (
+    distinct,
+    fetch_page,
+    invalid,
+    name,
+    not_found,
+    number,
+    number_or_none,
+    numbers,
+    page_of,
+    visible_stores,
+)
+from services.management.projects import permitted, share_project
+from services.management.rows import QUERIES, Row, timestamp
+
+_MAX_FEATURES = 5_000
+
+
+class ModelFeatures:
+    """Rows of `model_feature` and `selected_feature`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, request: pb.CreateModelFeatureRequest) -> int:
+        """Id of what was made. Raises AlreadyExists, InvalidArgument, NotFound."""
+        title = name("Name", request.name)
+        level = _level(request.label_priority_level)
+        async with self._database.transaction() as connection:
+            project = await share_project(connection, request.project_id)
+            label = await _share_label_table(connection, project["id"], request.label_table_id)
+            selection = await _selection(connection, project["id"], request)
+            _check_labels(level, label, selection)
+            made: int = await connection.fetchval(
+                QUERIES.insert_model_feature, project["id"], label["id"], title, level, calls.principal().name
+            )
+            await _insert(connection, project["id"], made, selection)
+        return made
+
+    async def get(self, key: str) -> pb.ModelFeature:
+        """Raises NotFound, PermissionDenied."""
+        identifier = number("ModelFeatureId", key)
+        row = await self._database.fetchrow(QUERIES.model_feature, identifier)
+        permitted("ModelFeature", key, row)
+        assert row is not None  # noqa: S101 - permitted() raised otherwise
+        return _shown(row, await self._database.fetch(QUERIES.selected_features, identifier))
+
+    async def page(self, request: pb.ListModelFeaturesRequest) -> tuple[int, list[pb.ModelFeatureSummary]]:
+        """The count of all pages, and the page asked for."""
+        total, rows = await fetch_page(
+            self._database,
+            QUERIES.list_model_features,
+            visible_stores(),
+            numbers("ModelFeatureIds", request.model_feature_ids),
+            request.name,
+            request.owner,
+            number_or_none("ProjectId", request.project_id),
+            *page_of(request).arguments,
+        )
+        return total, [_summary(row) for row in rows]
+
+    async def update(self, request: pb.UpdateModelFeatureRequest) -> None:
+        """Replace what is given. Raises NotFound, InvalidArgument."""
+        identifier = number("ModelFeatureId", request.model_feature_id)
+        permitted("ModelFeature", identifier, await self._database.fetchrow(QUERIES.model_feature, identifier))
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(QUERIES.lock_model_feature, identifier)
+            if row is None:
+                raise not_found("ModelFeature", identifier)
+            project_id = row["project_id"]
+            level = row["label_priority_level"]
+            if request.HasField("label_priority_level"):
+                level = _level(request.label_priority_level)
+            label_key = request.label_table_id if request.HasField("label_table_id") else str(row["label_table_id"])
+            label = await _share_label_table(connection, project_id, label_key)
+            if request.features:
+                selection = await _selection(connection, project_id, request)
+                await connection.execute(QUERIES.delete_selected_features, identifier)
+                await _insert(connection, project_id, identifier, selection)
+            else:
+                selection = _Selection(await connection.fetch(QUERIES.selected_features, identifier))
+            _check_labels(level, label, selection)
+            await connection.execute(QUERIES.update_model_feature, identifier, label["id"], level)
+
+    async def delete(self, key: str) -> None:
+        """Raises NotFound, PermissionDenied."""
+        identifier = number("ModelFeatureId", key)
+        permitted("ModelFeature", key, await self._database.fetchrow(QUERIES.model_feature, identifier))
+        await self._database.execute(QUERIES.delete_model_feature, identifier)
+
+
+class _Selection(list[Row]):
+    """What a model feature takes, in order: view, name (None: a whole Sequence view), alias, prefix, type."""
+
+    def seen_names(self) -> list[str]:
+        """The names under which the model sees them."""
+        return [each["prefix_name"] + (each["alias_name"] or each["name"]) for each in self if each["name"] is not None]
+
+
+async def _selection(connection: Connection, project_id: int, request: Any) -> _Selection:
+    """What a request selects. Its views are kept from being deleted until the transaction ends."""
+    if not request.features:
+        raise invalid("Features", "is required")
+    if len(request.features) > _MAX_FEATURES:
+        raise invalid("Features", f"takes at most {_MAX_FEATURES} features")
+    chosen = [(number("Features[].FeatureViewId", each.feature_view_id), each) for each in request.features]
+    sequences = [number("SequenceFeatureViewIds", key) for key in request.sequence_feature_view_ids]
+    ids = sorted({*(view_id for view_id, _ in chosen), *sequences})
+    views = {row["id"]: row for row in await connection.fetch(QUERIES.share_feature_views, project_id, ids)}
+    for view_id in ids:
+        if view_id not in views:
+            raise not_found("FeatureView", view_id)
+    known = {
+        view_id: {field["name"]: field["type"] for field in fields.loaded(row["fields"])}
+        for view_id, row in views.items()
+    }
+    for view_id, each in chosen:
+        if each.name not in known[view_id]:
+            raise invalid("Features[].Name", f"{each.name!r} is no field of feature view {views[view_id]['name']}")
+    for view_id in sequences:
+        if views[view_id]["type"] != "Sequence":
+            raise invalid("SequenceFeatureViewIds", f"names {view_id}, which is of type {views[view_id]['type']}")
+    distinct("Features", ((view_id, each.name) for view_id, each in chosen))
+    selection = _Selection(
+        {
+            "feature_view_id": view_id,
+            "name": each.name,
+            "alias_name": each.alias_name,
+            "prefix_name": each.prefix_name,
+            "type": fields.kind("Features[].Type", each.type or known[view_id][each.name]),
+        }
+        for view_id, each in chosen
+    )
+    distinct("Features[].AliasName", selection.seen_names())
+    selection += [
+        {"feature_view_id": view_id, "name": None, "alias_name": "", "prefix_name": "", "type": ""}
+        for view_id in dict.fromkeys(sequences)
+    ]
+    return selection
+
+
+async def _insert(connection: Connection, project_id: int, identifier: int, selection: _Selection) -> None:
+    columns = ("feature_view_id", "name", "alias_name", "prefix_name", "type")
+    values = [[each[column] for each in selection] for column in columns]
+    await connection.execute(QUERIES.insert_selected_features, project_id, identifier, *values)
+
+
+async def _share_label_table(connection: Connection, project_id: int, key: str) -> Row:
+    row: Row | None = await connection.fetchrow(QUERIES.share_label_table, project_id, number("LabelTableId", key))
+    if row is None:
+        raise not_found("LabelTable", key)
+    return row
+
+
+def _check_labels(level: int, label: Row, selection: _Selection) -> None:
+    """Level 0 allows no name that both the label table, as a feature, and a feature view give the model."""
+    if level == 0:
+        both = set(fields.having(fields.loaded(label["fields"]), "FeatureField")) & set(selection.seen_names())
+        if both:
+            raise invalid(
+                "LabelPriorityLevel",
+                f"0 allows no feature that label table {label['name']} has too: {', '.join(sorted(both))}",
+            )
+
+
+def _level(level: int) -> int:
+    if not 0 <= level <= 2:
+        raise invalid("LabelPriorityLevel", "must be 0, 1 or 2")
+    return level
+
+
+def _shown(row: Row, selected: Sequence[Row]) -> pb.ModelFeature:
+    named = [each for each in selected if each["name"] is not None]
+    return pb.ModelFeature(
+        model_feature_id=str(row["id"]),
+        name=row["name"],
+        project_id=str(row["project_id"]),
+        project_name=row["project_name"],
+        label_table_id=str(row["label_table_id"]),
+        label_table_name=row["label_table_name"],
+        label_priority_level=row["label_priority_level"],
+        features=[
+            pb.SelectedFeature(
+                feature_view_id=str(each["feature_view_id"]),
+                feature_view_name=each["view_name"],
+                name=each["name"],
+                alias_name=each["alias_name"],
+                prefix_name=each["prefix_name"],
+                type=each["type"],
+            )
+            for each in named
+        ],
+        sequence_feature_view_ids=[str(each["feature_view_id"]) for each in selected if each["name"] is None],
+        relations=_relations(row, selected),
+        training_set_table=f"{row['project_name']}_{row['name']}_training_set".lower(),
+        owner=row["owner"],
+        gmt_create_time=timestamp(row["created_at"]),
+        gmt_modified_time=timestamp(row["modified_at"]),
+    )
+
+
+def _relations(row: Row, selected: Sequence[Row]) -> pb.Relations:
+    """Entities lead to the views that they are the key of, views to the model feature."""
+    model = f"model_feature_{row['id']}"
+    domains = {model: pb.Domain(id=model, name=row["name"], domain_type="ModelFeature")}
+    links: dict[tuple[str, str], pb.Link] = {}
+    for each in selected:
+        view = f"feature_view_{each['feature_view_id']}"
+        domains[view] = pb.Domain(id=view, name=each["view_name"], domain_type="FeatureView")
+        join_id = each["join_id"] or ""
+        links[view, model] = pb.Link(**{"from": view, "to": model, "link": join_id})
+        if each["feature_entity_id"] is not None:
+            entity = f"feature_entity_{each['feature_entity_id']}"
+            domains[entity] = pb.Domain(id=entity, name=each["entity_name"], domain_type="FeatureEntity")
+            links[entity, view] = pb.Link(**{"from": entity, "to": view, "link": join_id})
+    return pb.Relations(domains=domains.values(), links=links.values())
+
+
+def _summary(row: Row) -> pb.ModelFeatureSummary:
+    return pb.ModelFeatureSummary(
+        model_feature_id=str(row["id"]),
+        name=row["name"],
+        project_id=str(row["project_id"]),
+        project_name=row["project_name"],
+        label_table_name=row["label_table_name"],
+        owner=row["owner"],
+        gmt_create_time=timestamp(row["created_at"]),
+        gmt_modified_time=timestamp(row["modified_at"]),
+    )

@@ -1,0 +1,118 @@
+"""Serving, as management uses it: make a group, drop it, stream rows into it, read rows as JSON texts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import date, timedelta
+from typing import Any
+
+import grpc
+import numpy as np
+import orjson
+
+from chassis import calls, errors
+from chassis.settings import Settings
+from protos.gen.triglot.serving.v1 import (
+    feature_group_pb2,
+    serving_service_pb2,
+    serving_service_pb2_grpc,
+    value_pb2,
+)
+from services.management.publish import GROUP_VERSION, OVERWRITE
+from services.management.rows import Row
+
+_ABSENT = ("FEATURE_GROUP_NOT_FOUND", "FEATURE_STORE_NOT_FOUND")
+_EPOCH = date(1970, 1, 1)
+
+
+class OnlineStore:
+    """Feature groups and rows in serving."""
+
+    def __init__(self, channel: grpc.aio.Channel, settings: Settings) -> None:
+        self._stub = serving_service_pb2_grpc.ServingServiceStub(channel)
+        self._metadata = calls.bearer(settings.service_api_key.get_secret_value())
+
+    async def ensure(self, group: feature_group_pb2.FeatureGroup) -> None:
+        """Make a group, or confirm it. Raises AlreadyExists if it exists with other columns."""
+        request = serving_service_pb2.EnsureFeatureGroupRequest(feature_group=group)
+        await calls.invoke(self._stub.EnsureFeatureGroup, request, metadata=self._metadata)
+
+    async def drop(self, view: Row) -> None:
+        """Delete a view's group and rows. Idempotent."""
+        request = serving_service_pb2.DeleteFeatureGroupRequest(
+            feature_store=view["feature_store"], name=view["name"], version=GROUP_VERSION
+        )
+        try:
+            await calls.invoke(self._stub.DeleteFeatureGroup, request, metadata=self._metadata)
+        except errors.NotFound as error:
+            if error.reason not in _ABSENT:
+                raise
+
+    async def write(
+        self,
+        group: feature_group_pb2.FeatureGroup,
+        mode: str,
+        arrow_streams: AsyncIterator[bytes],
+        timeout_seconds: float,
+    ) -> int:
+        """Write Arrow IPC streams in one call; how many rows were written. If an Overwrite fails, the old rows stay."""
+        wire_mode = (
+            serving_service_pb2.WRITE_MODE_OVERWRITE
+            if mode == OVERWRITE.lower()
+            else serving_service_pb2.WRITE_MODE_MERGE
+        )
+        header = serving_service_pb2.WriteRowsHeader(
+            feature_store=group.feature_store, feature_group=group.name, version=group.version, mode=wire_mode
+        )
+
+        async def messages() -> AsyncIterator[serving_service_pb2.WriteRowsRequest]:
+            yield serving_service_pb2.WriteRowsRequest(header=header)
+            async for arrow_stream in arrow_streams:
+                yield serving_service_pb2.WriteRowsRequest(arrow_stream=arrow_stream)
+            yield serving_service_pb2.WriteRowsRequest(end=serving_service_pb2.WriteRowsEnd())
+
+        reply = await calls.invoke(
+            self._stub.WriteRows, messages(), metadata=self._metadata, timeout_seconds=timeout_seconds
+        )
+        return int(reply.rows_written)
+
+    async def read(self, view: Row, keys: Sequence[str]) -> list[str]:
+        """A JSON object as text for each key that has a row, in the order of the keys. Nothing before a publish."""
+        request = serving_service_pb2.ReadRowsRequest(
+            feature_store=view["feature_store"],
+            feature_group=view["name"],
+            version=GROUP_VERSION,
+            keys=[serving_service_pb2.RowKey(values=[value_pb2.Value(string_value=key)]) for key in keys],
+        )
+        try:
+            reply = await calls.invoke(self._stub.ReadRows, request, metadata=self._metadata)
+        except errors.NotFound as error:
+            if error.reason in _ABSENT:
+                return []
+            raise
+        names = [feature.name for feature in reply.features]
+        return [
+            orjson.dumps({name: _plain(value) for name, value in zip(names, row.values, strict=True)}).decode()
+            for row in reply.rows
+            if row.found
+        ]
+
+
+def _plain(value: value_pb2.Value) -> Any:
+    """A value as PAI shows it: timestamps in milliseconds, arrays and maps as JSON, bytes in base64."""
+    kind = value.WhichOneof("kind")
+    if kind is None or kind == "null_value":
+        return None
+    content = getattr(value, kind)
+    return _CONVERSIONS[kind](content) if kind in _CONVERSIONS else content
+
+
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    # The shortest text that reads back the same 32 bits.
+    "float_value": lambda content: float(str(np.float32(content))),
+    "bytes_value": lambda content: base64.b64encode(content).decode(),
+    "date_value": lambda content: (_EPOCH + timedelta(days=content)).isoformat(),
+    "timestamp_value": lambda content: content // 1000,
+    "json_value": orjson.Fragment,
+}

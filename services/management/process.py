@@ -1,0 +1,46 @@
+"""Management's processes: the service, opened and closed in one place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from chassis.auth import open_authenticator
+from chassis.identity.store import IdentityStore
+from chassis.postgres import open_database
+from chassis.rpc import Policy, Service, mount
+from chassis.secretbox import SecretBox
+from chassis.settings import Settings
+from protos.gen.triglot.identity.v1 import identity_service_pb2_grpc
+from protos.gen.triglot.management.v1 import management_service_pb2_grpc
+from services.management.constraints import CONSTRAINTS
+from services.management.identity import IdentityService
+from services.management.online import OnlineStore
+from services.management.secrets import ConfigKeeper
+from services.management.service import ManagementService
+from services.management.settings import ManagementSettings
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings, own: ManagementSettings, serving_channel: grpc.aio.Channel
+) -> AsyncIterator[list[Service]]:
+    """ManagementService and IdentityService on a migrated database. The channel stays the caller's to close."""
+    database = await open_database(settings, CONSTRAINTS)
+    try:
+        box = SecretBox(settings.secret_key)
+        authenticator = open_authenticator(settings, database)
+        management = ManagementService(database, ConfigKeeper(box), OnlineStore(serving_channel, settings), own)
+        identity = IdentityService(IdentityStore(database, box))
+        yield [
+            mount(
+                management_service_pb2_grpc.add_ManagementServiceServicer_to_server,
+                management,
+                Policy(authenticator, action_prefix="featurestore:"),
+            ),
+            mount(identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, Policy(authenticator)),
+        ]
+    finally:
+        await database.close()

@@ -1,0 +1,261 @@
+"""Publishing a feature view: what has to hold, the feature group it becomes, and its rows as Arrow batches.
+
+Memory does not grow with the table: one batch is read, converted and sent before the next one is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from chassis import datatypes, errors
+from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
+from protos.gen.triglot.serving.v1 import feature_group_pb2
+from services.management import fields
+from services.management.datasources import SERVED_TYPES
+from services.management.inputs import invalid, json_object, one_of
+from services.management.offline import File, Table, readable
+from services.management.rows import Row
+
+OVERWRITE, MERGE = "Overwrite", "Merge"
+GROUP_VERSION = 1
+_TYPES = ("Batch", "Stream")
+_READ_BUFFER_BYTES = 1 << 20
+
+
+def asked_for(view: Row, request: pb.PublishFeatureViewTableRequest) -> dict[str, Any]:
+    """The task's configuration, in the form of PAI's LastSyncConfig. Raises InvalidArgument if it cannot be done."""
+    mode = one_of("Mode", request.mode, (OVERWRITE, MERGE))
+    if not view["sync_online_table"]:
+        raise invalid("FeatureViewId", "is a view with SyncOnlineTable false: it has no online table")
+    if view["type"] not in _TYPES:
+        raise invalid(
+            "FeatureViewId", f"is a view of type {view['type']}; only {' and '.join(_TYPES)} can be published"
+        )
+    if view["online_type"] not in SERVED_TYPES and not view["write_to_featuredb"]:
+        raise invalid("FeatureViewId", f"is kept in {view['online_type']}, which this deployment cannot write to")
+    key_of(view)
+    if request.event_time:
+        _check_time(request.event_time)
+    return {
+        "mode": mode.lower(),
+        "partitions": {column: _kept(column, chosen) for column, chosen in request.partitions.items()},
+        "event_time": request.event_time,
+        "config": json_object("Config", request.config),
+        "offline_to_online": request.offline_to_online if request.HasField("offline_to_online") else True,
+    }
+
+
+def key_of(view: Row) -> str:
+    """Name of the view's key column. Raises InvalidArgument for a view that has none, or no entity to name it by."""
+    keys = fields.having(fields.loaded(view["fields"]), fields.PRIMARY_KEY)
+    if not keys:
+        raise invalid("FeatureViewId", "is a feature view without a primary key: no field has that attribute")
+    if view["join_id"] is None:
+        raise invalid("FeatureViewId", "is a feature view without a feature entity, whose JoinId names the key")
+    return keys[0]
+
+
+def columns_of(view: Row) -> list[tuple[str, str, str]]:
+    """Name in the table, name in the group and Hive type of each column that is served, in the view's order."""
+    key = key_of(view)
+    columns = [
+        (
+            field["name"],
+            view["join_id"] if field["name"] == key else field["name"],
+            datatypes.hive_of_pai(field["type"]),
+        )
+        for field in fields.loaded(view["fields"])
+        if fields.PARTITION not in field["attributes"] or field["name"] == key
+    ]
+    if len({served for _, served, _ in columns}) < len(columns):
+        raise invalid("FeatureViewId", f"has a field {view['join_id']} besides its key, which is served by that name")
+    return columns
+
+
+def group_of(view: Row, seconds_of_ttl: int) -> feature_group_pb2.FeatureGroup:
+    """The feature group that the view is in serving. `seconds_of_ttl`: what one unit of its TTL lasts."""
+    columns = columns_of(view)
+    served = {name: served_name for name, served_name, _ in columns}
+    event_times = fields.having(fields.loaded(view["fields"]), fields.EVENT_TIME)
+    group = feature_group_pb2.FeatureGroup(
+        feature_store=view["feature_store"],
+        name=view["name"],
+        version=GROUP_VERSION,
+        features=[feature_group_pb2.Feature(name=name, type=kind) for _, name, kind in columns],
+        primary_key=[view["join_id"]],
+        event_time=served.get(event_times[0], "") if event_times else "",
+    )
+    group.time_to_live.seconds = view["ttl"] * seconds_of_ttl
+    return group
+
+
+def table_of(view: Row) -> tuple[int, str]:
+    """Datasource and name of the view's offline table: the registered one, or the one of the store's own naming."""
+    if view["register_table"] and view["register_datasource_id"] is not None:
+        return view["register_datasource_id"], view["register_table"]
+    return view["offline_datasource_id"], f"{view['project_name']}_{view['name']}_offline".lower()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows to publish. Reading blocks: use it in a thread."""
+
+    table: Table
+    files: Sequence[File]
+    columns: Sequence[tuple[str, str, str]]
+    key: str
+    # Conditions on columns that the files hold, where the partition is not a folder.
+    filters: Mapping[str, Mapping[str, Any]]
+
+    def count(self) -> int:
+        """Rows in the files, from their footers: those that filters will leave out are counted too."""
+        with readable():
+            return sum(pq.read_metadata(file.path).num_rows for file in self.files)
+
+    def batches(self, rows: int, max_bytes: int) -> Iterator[pa.RecordBatch]:
+        """All rows, in batches of at most `rows`, named and typed as the group has them.
+
+        Raises InvalidArgument, naming file, row and column, for a value that does not fit or a key that is null.
+        """
+        names = [name for name, _, _ in self.columns]
+        wanted = list(dict.fromkeys([*names, *self.filters]))
+        for file in self.files:
+            first_row = 1
+            with pq.ParquetFile(file.path, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False) as reader:
+                present = set(reader.schema_arrow.names)
+                for missing in (name for name in wanted if name not in present):
+                    raise errors.InvalidArgument(f"{file.path.name} has no column {missing}")
+                for batch in reader.iter_batches(batch_size=rows, columns=wanted):
+                    yield from self._converted(batch, file, first_row, max_bytes)
+                    first_row += batch.num_rows
+
+    def _converted(self, batch: pa.RecordBatch, file: File, first_row: int, max_bytes: int) -> Iterator[pa.RecordBatch]:
+        arrays = []
+        for name, _, kind in self.columns:
+            place = _Place(file.path.name, first_row, name)
+            array = _cast(batch.column(name), datatypes.arrow_type(kind), place)
+            if name == self.key and array.null_count:
+                raise place.at(array.is_null().index(True).as_py(), "the key is null")
+            arrays.append(array)
+        converted = pa.RecordBatch.from_arrays(arrays, names=[served for _, served, _ in self.columns])
+        if self.filters:
+            converted = converted.filter(_mask(batch, self.filters))
+        pieces = max(1, -(-converted.nbytes // max_bytes))
+        size = max(1, -(-converted.num_rows // pieces))
+        for start in range(0, converted.num_rows, size):
+            yield converted.slice(start, size)
+
+
+def source_of(view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]]) -> Source:
+    """What of a table is to be published. InvalidArgument for an unknown column, NotFound if nothing is there."""
+    held = set(table.schema.names)
+    for column in partitions:
+        if column not in held and column not in table.partition_columns:
+            raise invalid("Partitions", f"names {column}, which is no column of table {table.name}")
+    columns = columns_of(view)
+    for name, _, _ in columns:
+        if name not in held:
+            raise errors.InvalidArgument(f"table {table.name} has no column {name}")
+    folders = {column: chosen for column, chosen in partitions.items() if column in table.partition_columns}
+    files = [
+        file
+        for file in table.files
+        if all(_chosen(file.partition[column], chosen) for column, chosen in folders.items())
+    ]
+    if not files:
+        raise errors.NotFound(f"table {table.name} has no such partition", resource="Partition", id=table.name)
+    filters = {column: chosen for column, chosen in partitions.items() if column not in folders}
+    return Source(table, files, columns, key_of(view), filters)
+
+
+def arrow_stream(batch: pa.RecordBatch) -> bytes:
+    """A batch as an Arrow IPC stream of its own."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value is, for messages to people."""
+
+    file: str
+    first_row: int
+    column: str
+
+    def at(self, offset: int, why: str) -> errors.InvalidArgument:
+        return errors.InvalidArgument(f"{self.file}, row {self.first_row + offset}, column {self.column}: {why}")
+
+
+def _cast(array: pa.Array, target: pa.DataType, place: _Place) -> pa.Array:
+    if array.type == target:
+        return array
+    if pa.types.is_timestamp(target) and pa.types.is_integer(array.type):
+        array = array.cast(pa.int64()).cast(pa.timestamp("ms"))  # PAI's timestamps are milliseconds
+    options = pc.CastOptions(target_type=target, allow_time_truncate=True)
+    try:
+        return pc.cast(array, options=options)
+    except pa.ArrowInvalid:
+        offset = _first_bad(array, options)
+        raise place.at(offset, f"{array[offset].as_py()!r} is no {target}") from None
+    except pa.ArrowNotImplementedError:
+        raise place.at(0, f"a {array.type} cannot become a {target}") from None
+
+
+def _first_bad(array: pa.Array, options: pc.CastOptions) -> int:
+    """Offset of the first value that cannot be cast, by halving."""
+    start, size = 0, len(array)
+    while size > 1:
+        half = size // 2
+        try:
+            pc.cast(array.slice(start, half), options=options)
+        except pa.ArrowInvalid:
+            size = half
+        else:
+            start, size = start + half, size - half
+    return start
+
+
+def _mask(batch: pa.RecordBatch, filters: Mapping[str, Mapping[str, Any]]) -> pa.Array:
+    masks = [
+        pa.array([_chosen(text, chosen) for text in pc.cast(batch.column(column), pa.string()).to_pylist()])
+        for column, chosen in filters.items()
+    ]
+    mask = masks[0]
+    for other in masks[1:]:
+        mask = pc.and_(mask, other)
+    return mask
+
+
+def _chosen(value: str | None, chosen: Mapping[str, Any]) -> bool:
+    if value is None:
+        return False
+    if "value" in chosen:
+        return bool(value == chosen["value"])
+    if "values" in chosen:
+        return value in chosen["values"]
+    start, end = chosen["start_value"], chosen["end_value"]
+    return value >= start and (not end or value <= end)
+
+
+def _kept(column: str, chosen: pb.PartitionSelection) -> dict[str, Any]:
+    if chosen.values:
+        return {"value": chosen.values[0]} if len(chosen.values) == 1 else {"values": list(chosen.values)}
+    if not chosen.start_value and not chosen.end_value:
+        raise invalid("Partitions", f"give no value for {column}")
+    return {"start_value": chosen.start_value, "end_value": chosen.end_value}
+
+
+def _check_time(text: str) -> None:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise invalid("EventTime", "must be a time in ISO 8601, such as 2026-11-21T08:00:00+00:00") from None

@@ -1,0 +1,129 @@
+"""The queue of tasks, kept by pgqueuer in this schema (docs/adr/0002): put in, take out, work on until done.
+
+Knows numbers of tasks, nothing of what they are. A number is put in inside the caller's own transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import cast
+
+import asyncpg
+from pgqueuer.adapters.persistence import qb
+from pgqueuer.db import AsyncpgDriver, AsyncpgPoolDriver
+from pgqueuer.domain.errors import PgqException, RetryRequested
+from pgqueuer.domain.settings import DBSettings
+from pgqueuer.domain.types import JobId
+from pgqueuer.models import Job
+from pgqueuer.ports.driver import Driver
+from pgqueuer.qm import QueueManager
+from pgqueuer.queries import Queries
+
+from chassis.postgres import Connection
+from chassis.settings import Settings
+from chassis.telemetry import log
+
+ENTRYPOINT = "task"
+# Spelled out, so that no variable of the environment can lead the queue elsewhere.
+SCHEMA = DBSettings(db_schema="management", prefix="task_")
+_POLL = timedelta(seconds=1)
+_PAUSE_SECONDS = 1.0
+
+
+class Retry(Exception):
+    """What a handler raises to get its task again after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"again in {seconds} s")
+        self.seconds = seconds
+
+
+async def put(connection: Connection, task_id: int) -> int:
+    """Queue a task in the transaction of `connection`; the job's number."""
+    [job_id] = await _queries(AsyncpgDriver(cast(asyncpg.Connection, connection))).enqueue(
+        ENTRYPOINT, str(task_id).encode()
+    )
+    return int(job_id)
+
+
+async def remove(connection: Connection, job_id: int) -> None:
+    """Take a job out, in the transaction of `connection`. A worker that has it is told so. Idempotent."""
+    await _inside(connection).mark_job_as_cancelled([JobId(job_id)])
+
+
+async def work(
+    settings: Settings,
+    handle: Callable[[int], Awaitable[None]],
+    stop: asyncio.Event,
+    *,
+    concurrency: int,
+    lease_seconds: float,
+) -> None:
+    """Hand task numbers to `handle` until `stop` is set, then wait for those under way.
+
+    A task is given to somebody else when this process has been silent for `lease_seconds`. After a fault of the
+    database it goes on as soon as the database is back.
+    """
+    while not stop.is_set():
+        try:
+            await _work_once(settings, handle, stop, concurrency, lease_seconds)
+        except (PgqException, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            log.warning("the queue cannot be reached", error=repr(error))
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _work_once(
+    settings: Settings,
+    handle: Callable[[int], Awaitable[None]],
+    stop: asyncio.Event,
+    concurrency: int,
+    lease_seconds: float,
+) -> None:
+    async with asyncpg.create_pool(
+        settings.postgres_url.get_secret_value(),
+        min_size=2,
+        max_size=3,
+        command_timeout=settings.postgres_timeout_seconds,
+        server_settings={"application_name": "triglot-worker"},
+    ) as pool:
+        manager = QueueManager(_queries(AsyncpgPoolDriver(pool)), channel=SCHEMA.channel)
+
+        async def entry(job: Job) -> None:
+            try:
+                await handle(int(job.payload or b"0"))
+            except Retry as retry:
+                raise RetryRequested(timedelta(seconds=retry.seconds)) from None
+
+        manager.entrypoint(ENTRYPOINT)(entry)
+        stopping = asyncio.create_task(_forward(stop, manager.shutdown))
+        try:
+            await manager.run(
+                dequeue_timeout=_POLL,
+                batch_size=1,
+                max_concurrent_tasks=concurrency,
+                heartbeat_timeout=timedelta(seconds=lease_seconds),
+                shutdown_on_listener_failure=True,
+            )
+        finally:
+            stopping.cancel()
+
+
+async def _forward(stop: asyncio.Event, shutdown: asyncio.Event) -> None:
+    await stop.wait()
+    shutdown.set()
+
+
+def _inside(connection: Connection) -> Queries:
+    # A connection of a pool is a proxy of one, which mypy cannot know.
+    return _queries(AsyncpgDriver(cast(asyncpg.Connection, connection)))
+
+
+def _queries(driver: Driver) -> Queries:
+    return Queries(
+        driver,
+        qbe=qb.QueryBuilderEnvironment(SCHEMA),
+        qbq=qb.QueryQueueBuilder(SCHEMA),
+        qbs=qb.QuerySchedulerBuilder(SCHEMA),
+    )

@@ -1,0 +1,28 @@
+"""The SQL of this service by name, and what its rows look like from outside of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from chassis.postgres import load_queries
+
+QUERIES = load_queries(Path(__file__).parent / "queries.sql")
+
+
+class Row(Protocol):
+    """A row by the names of its columns."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+def timestamp(at: datetime | None) -> Timestamp | None:
+    """A point in time as it stands in messages."""
+    if at is None:
+        return None
+    made = Timestamp()
+    made.FromDatetime(at)
+    return made

@@ -1,0 +1,39 @@
+"""Settings of management and of its worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from chassis.settings import SettingsModel
+
+
+class ManagementSettings(SettingsModel):
+    """Settings that only management and its worker read."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIGLOT_MANAGEMENT_", frozen=True, extra="ignore")
+
+    instance_id: str = Field("fs-cn-triglot", min_length=1, description="The instance id that PAI's clients name.")
+    region: str = Field("local", description="The region that PAI's clients are shown.")
+    offline_roots: tuple[Path, ...] = Field(
+        (), description="Folders, a JSON list, below which a datasource's Parquet files may be. Empty: none may."
+    )
+    ttl_unit: Literal["days", "seconds"] = Field("days", description="What the TTL of a PAI feature view counts.")
+    publish_timeout_seconds: float = Field(6 * 3600.0, gt=0, description="How long the publish of one table may take.")
+    publish_batch_rows: int = Field(
+        20_000, ge=1, le=1_000_000, description="Rows that the worker reads and sends at a time."
+    )
+    publish_batch_bytes: int = Field(
+        8 * 1024 * 1024, ge=1024, description="A batch is split so that no message to serving is much larger than this."
+    )
+    worker_tasks: int = Field(2, ge=2, le=64, description="Tasks that one worker works on at the same time.")
+    lease_seconds: float = Field(
+        6.0, ge=1, le=600, description="A task whose worker has been silent for so long is given to another."
+    )
+    task_attempts: int = Field(
+        5, ge=1, le=100, description="How often a task is tried when something else fails, such as a lost connection."
+    )
+    retry_seconds: float = Field(1.0, gt=0, description="Wait before the second attempt; it doubles with each one.")

@@ -1,0 +1,176 @@
+"""Tasks: their rows, their log, their place in the queue. What a worker may still say about one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from chassis import calls, errors
+from chassis.postgres import Connection, Database
+from protos.gen.triglot.management.v1 import task_pb2 as pb
+from services.management import queue
+from services.management.inputs import (
+    fetch_page,
+    number,
+    number_or_none,
+    numbers,
+    one_of,
+    page_of,
+    visible_stores,
+)
+from services.management.projects import permitted
+from services.management.rows import QUERIES, Row, timestamp
+
+OFFLINE_TO_ONLINE, FEATURE_VIEW = "OfflineToOnline", "FeatureView"
+STATUSES = ("Initializing", "Running", "Success", "Failure")
+
+
+class Tasks:
+    """Rows of `task` and `task_log`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def publish(self, view: Row, config: Mapping[str, Any]) -> int:
+        """Make and queue, in one transaction, the task that publishes a view; its id."""
+        async with self._database.transaction() as connection:
+            made: int = await connection.fetchval(
+                QUERIES.insert_task,
+                OFFLINE_TO_ONLINE,
+                FEATURE_VIEW,
+                view["id"],
+                view["project_id"],
+                view["project_name"],
+                view["feature_store"],
+                view["id"],
+                orjson.dumps(config).decode(),
+                calls.current().request_id,
+                calls.principal().name,
+            )
+            await connection.execute(QUERIES.insert_task_log, made, f"asked for by {calls.principal().name}")
+            await connection.execute(QUERIES.place_task, made, await queue.put(connection, made))
+        return made
+
+    async def get(self, key: str) -> pb.Task:
+        """Raises NotFound, PermissionDenied."""
+        return _shown(await self._row(key))
+
+    async def page(self, request: pb.ListTasksRequest) -> tuple[int, list[pb.TaskSummary]]:
+        """The count of all pages, and the page asked for, newest first."""
+        page = page_of(request)
+        total, rows = await fetch_page(
+            self._database,
+            QUERIES.list_tasks,
+            visible_stores(),
+            numbers("TaskIds", request.task_ids),
+            number_or_none("ProjectId", request.project_id),
+            request.type,
+            one_of("Status", request.status, STATUSES) if request.status else "",
+            request.object_type,
+            number_or_none("ObjectId", request.object_id),
+            page.limit,
+            page.offset,
+        )
+        return total, [_summary(row) for row in rows]
+
+    async def logs(self, request: pb.ListTaskLogsRequest) -> tuple[int, list[str]]:
+        """The count of all lines, and the page asked for, oldest first. Raises NotFound."""
+        row = await self._row(request.task_id)
+        page = page_of(request)
+        total, rows = await fetch_page(self._database, QUERIES.list_task_logs, row["id"], page.limit, page.offset)
+        return total, [f"{line['logged_at'].isoformat(timespec='milliseconds')} {line['message']}" for line in rows]
+
+    async def stop(self, key: str) -> None:
+        """End a task as Failure; its worker notices within a second. NotFound; FailedPrecondition if it ended."""
+        row = await self._row(key)
+        async with self._database.transaction() as connection:
+            stopped = await connection.fetchrow(QUERIES.stop_task, row["id"])
+            if stopped is None:
+                raise errors.FailedPrecondition(f"task {key} has ended already", resource="Task", id=key)
+            await connection.execute(QUERIES.insert_task_log, row["id"], f"stopped by {calls.principal().name}")
+            if stopped["job_id"] is not None:
+                await queue.remove(connection, stopped["job_id"])
+
+    async def rescue(self) -> list[int]:
+        """Queue again what has not ended and is in no queue, as a fault of the database at a bad moment can leave it;
+        the ids."""
+        async with self._database.transaction() as connection:
+            lost = [row["id"] for row in await connection.fetch(QUERIES.lost_tasks)]
+            for task_id in lost:
+                await connection.execute(QUERIES.place_task, task_id, await queue.put(connection, task_id))
+        return lost
+
+    async def begin(self, task_id: int) -> Row | None:
+        """Take a task up: its row, with the number of this attempt. None if it has ended."""
+        return await self._database.fetchrow(QUERIES.begin_task, task_id)
+
+    async def log(self, task_id: int, message: str) -> None:
+        """Add a line to the task's log."""
+        await self._database.execute(QUERIES.insert_task_log, task_id, message)
+
+    async def advance(self, task: Row, done: int, total: int, running: Mapping[str, Any]) -> bool:
+        """Say how far an attempt is. False if the task is no longer this attempt's."""
+        text = orjson.dumps({**running, "attempt": task["attempt"], "rows_done": done, "rows_total": total}).decode()
+        arguments = (task["id"], task["attempt"], done, total, text)
+        return await self._database.fetchval(QUERIES.advance_task, *arguments) is not None
+
+    async def succeed(self, task: Row, message: str) -> bool:
+        """End an attempt well, and note on the view what was published. False if it is no longer this attempt's."""
+        async with self._database.transaction() as connection:
+            ended = await self._finish(connection, task, "Success", message)
+            if ended is not None and ended["feature_view_id"] is not None:
+                await connection.execute(QUERIES.mark_synced, ended["feature_view_id"], ended["config"])
+        return ended is not None
+
+    async def fail(self, task: Row, message: str) -> bool:
+        """End an attempt badly. False if it is no longer this attempt's."""
+        async with self._database.transaction() as connection:
+            return await self._finish(connection, task, "Failure", message) is not None
+
+    async def _finish(self, connection: Connection, task: Row, status: str, message: str) -> Row | None:
+        ended: Row | None = await connection.fetchrow(QUERIES.finish_task, task["id"], task["attempt"], status)
+        if ended is not None:
+            await connection.execute(QUERIES.insert_task_log, task["id"], message)
+        return ended
+
+    async def _row(self, key: str) -> Row:
+        return permitted("Task", key, await self._database.fetchrow(QUERIES.task, number("TaskId", key)))
+
+
+def _shown(row: Row) -> pb.Task:
+    return pb.Task(
+        task_id=str(row["id"]),
+        type=row["type"],
+        status=row["status"],
+        object_type=row["object_type"],
+        object_id=str(row["object_id"]),
+        project_id=str(row["project_id"]),
+        project_name=row["project_name"],
+        config=row["config"],
+        running_config=row["running_config"],
+        rows_done=row["rows_done"],
+        rows_total=row["rows_total"],
+        gmt_create_time=timestamp(row["created_at"]),
+        gmt_executed_time=timestamp(row["executed_at"]),
+        gmt_finished_time=timestamp(row["finished_at"]),
+        gmt_modified_time=timestamp(row["modified_at"]),
+    )
+
+
+def _summary(row: Row) -> pb.TaskSummary:
+    return pb.TaskSummary(
+        task_id=str(row["id"]),
+        type=row["type"],
+        status=row["status"],
+        object_type=row["object_type"],
+        object_id=str(row["object_id"]),
+        project_id=str(row["project_id"]),
+        project_name=row["project_name"],
+        gmt_create_time=timestamp(row["created_at"]),
+        gmt_executed_time=timestamp(row["executed_at"]),
+        gmt_finished_time=timestamp(row["finished_at"]),
+        rows_done=row["rows_done"],
+        rows_total=row["rows_total"],
+    )

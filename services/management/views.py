@@ -1,0 +1,236 @@
+"""Feature views: what they are made of, and what has to hold before one can be published."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+
+from chassis import calls, errors
+from chassis.postgres import Connection, Database
+from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
+from services.management import fields
+from services.management.datasources import OFFLINE_TYPE, Datasources
+from services.management.inputs import (
+    fetch_page,
+    invalid,
+    json_object,
+    name,
+    not_found,
+    not_negative,
+    number,
+    number_or_none,
+    numbers,
+    one_of,
+    page_of,
+    required,
+    text_id,
+    visible_stores,
+)
+from services.management.projects import permitted, share_project
+from services.management.rows import QUERIES, Row, timestamp
+
+TYPES = ("Batch", "Stream", "Sequence", "DynamicEmbedding")
+READY_MADE, CUSTOM = "ByReadyMadeTable", "Custom"
+
+
+class FeatureViews:
+    """Rows of `feature_view`."""
+
+    def __init__(self, database: Database, datasources: Datasources) -> None:
+        self._database = database
+        self._datasources = datasources
+
+    async def create(self, request: pb.CreateFeatureViewRequest) -> int:
+        """Id of what was made. Raises AlreadyExists, InvalidArgument, NotFound."""
+        title = name("Name", request.name)
+        kind = one_of("Type", request.type, TYPES)
+        method = one_of("WriteMethod", request.write_method, (READY_MADE, CUSTOM))
+        if not request.HasField("sync_online_table"):
+            raise invalid("SyncOnlineTable", "is required")
+        not_negative("TTL", request.ttl)
+        json_object("Config", request.config)
+        columns = await self._columns(request, method)
+        async with self._database.transaction() as connection:
+            project = await share_project(connection, request.project_id)
+            made: int = await connection.fetchval(
+                QUERIES.insert_feature_view,
+                project["id"],
+                await self._entity(connection, project["id"], request.feature_entity_id),
+                title,
+                kind,
+                method,
+                request.register_table,
+                await self._register_datasource(connection, request.register_datasource_id),
+                request.sync_online_table,
+                request.write_to_featuredb,
+                request.ttl,
+                list(request.tags),
+                request.config or "{}",
+                fields.dumped(columns),
+                calls.principal().name,
+            )
+        return made
+
+    async def find(self, identifier: int) -> Row | None:
+        """The row, whoever asks; None if there is none."""
+        return await self._database.fetchrow(QUERIES.feature_view, identifier)
+
+    async def row(self, key: str) -> Row:
+        """The row, with names and types of what it refers to. Raises NotFound, PermissionDenied."""
+        found = await self._database.fetchrow(QUERIES.feature_view, number("FeatureViewId", key))
+        return permitted("FeatureView", key, found)
+
+    async def get(self, key: str) -> pb.FeatureView:
+        """Raises NotFound, PermissionDenied."""
+        return _shown(await self.row(key))
+
+    async def page(self, request: pb.ListFeatureViewsRequest) -> tuple[int, list[pb.FeatureViewSummary]]:
+        """The count of all pages, and the page asked for."""
+        feature = orjson.dumps([{"name": request.feature_name}]).decode() if request.feature_name else None
+        total, rows = await fetch_page(
+            self._database,
+            QUERIES.list_feature_views,
+            visible_stores(),
+            numbers("FeatureViewIds", request.feature_view_ids),
+            request.name,
+            request.owner,
+            number_or_none("ProjectId", request.project_id),
+            one_of("Type", request.type, TYPES) if request.type else "",
+            request.tag,
+            feature,
+            *page_of(request).arguments,
+        )
+        return total, [_summary(row) for row in rows]
+
+    async def update(self, request: pb.UpdateFeatureViewRequest) -> None:
+        """Raises InvalidArgument if a field goes or changes type or key; FailedPrecondition if columns come or change
+        after the view was published."""
+        identifier = number("FeatureViewId", request.feature_view_id)
+        await self.row(request.feature_view_id)
+        columns = fields.kept_view_fields(request.fields)
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(QUERIES.lock_feature_view, identifier)
+            if row is None:
+                raise not_found("FeatureView", identifier)
+            old = fields.loaded(row["fields"])
+            _check_update(old, columns)
+            if row["was_published"] and _stored(old) != _stored(columns):
+                raise errors.FailedPrecondition("the view was published; its columns cannot be changed any more")
+            await connection.execute(QUERIES.update_feature_view_fields, identifier, fields.dumped(columns))
+
+    async def delete(self, key: str, drop_rows: Callable[[Row], Awaitable[None]]) -> None:
+        """Delete a view, and what `drop_rows` deletes of its row, or neither.
+
+        Raises NotFound; FailedPrecondition while a model feature or a task that has not ended uses it.
+        """
+        shown = await self.row(key)
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(QUERIES.lock_feature_view, shown["id"])
+            if row is None:
+                raise not_found("FeatureView", key)
+            if row["active_task"] is not None:
+                raise errors.FailedPrecondition(
+                    f"task {row['active_task']} is publishing the view; wait for it, or stop it",
+                    reason="DEPENDENCY_EXISTS",
+                    resource="FeatureView",
+                    dependents="a task",
+                )
+            await connection.execute(QUERIES.delete_feature_view, shown["id"])
+            if row["was_published"]:
+                await drop_rows(shown)
+
+    async def _columns(self, request: pb.CreateFeatureViewRequest, method: str) -> list[dict[str, Any]]:
+        """The fields of the request; with a ready-made table and none given, the columns of the table."""
+        if method == READY_MADE:
+            required("RegisterTable", request.register_table)
+            required("RegisterDatasourceId", request.register_datasource_id)
+            if not request.fields:
+                table = await self._datasources.table(request.register_datasource_id, request.register_table)
+                return fields.kept_view_fields(
+                    [pb.FeatureViewField(name=c.name, type=c.type, attributes=c.attributes) for c in table]
+                )
+        return fields.kept_view_fields(request.fields)
+
+    async def _entity(self, connection: Connection, project_id: int, key: str) -> int | None:
+        identifier = number_or_none("FeatureEntityId", key)
+        if identifier is None:
+            return None
+        if await connection.fetchrow(QUERIES.share_feature_entity, project_id, identifier) is None:
+            raise not_found("FeatureEntity", key)
+        return identifier
+
+    async def _register_datasource(self, connection: Connection, key: str) -> int | None:
+        if not key:
+            return None
+        datasource = await self._datasources.share(connection, "RegisterDatasourceId", key)
+        if datasource["type"] != OFFLINE_TYPE:
+            raise invalid("RegisterDatasourceId", f"must be of type {OFFLINE_TYPE}, not {datasource['type']}")
+        return int(datasource["id"])
+
+
+def _check_update(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
+    by_name = {field["name"]: field for field in new}
+    for field in old:
+        now = by_name.get(field["name"])
+        if now is None or now["type"] != field["type"]:
+            raise invalid("Fields", f"must keep {field['name']} with its type {field['type']}")
+        if (fields.PRIMARY_KEY in now["attributes"]) != (fields.PRIMARY_KEY in field["attributes"]):
+            raise invalid("Fields", f"must not change whether {field['name']} is the primary key")
+
+
+def _stored(columns: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
+    """What serving knows of the fields."""
+    return [
+        (field["name"], field["type"], fields.EVENT_TIME in field["attributes"])
+        for field in columns
+        if fields.PARTITION not in field["attributes"]
+    ]
+
+
+def _shown(row: Row) -> pb.FeatureView:
+    return pb.FeatureView(
+        feature_view_id=str(row["id"]),
+        name=row["name"],
+        type=row["type"],
+        project_id=str(row["project_id"]),
+        project_name=row["project_name"],
+        feature_entity_id=text_id(row["feature_entity_id"]),
+        feature_entity_name=row["entity_name"] or "",
+        join_id=row["join_id"] or "",
+        fields=[pb.FeatureViewField(**field) for field in fields.loaded(row["fields"])],
+        write_method=row["write_method"],
+        register_table=row["register_table"],
+        register_datasource_id=text_id(row["register_datasource_id"]),
+        register_datasource_name=row["register_datasource_name"] or "",
+        sync_online_table=row["sync_online_table"],
+        write_to_featuredb=row["write_to_featuredb"],
+        ttl=row["ttl"],
+        tags=row["tags"],
+        config=row["config"],
+        last_sync_config=row["last_sync_config"],
+        gmt_sync_time=timestamp(row["synced_at"]),
+        owner=row["owner"],
+        gmt_create_time=timestamp(row["created_at"]),
+        gmt_modified_time=timestamp(row["modified_at"]),
+    )
+
+
+def _summary(row: Row) -> pb.FeatureViewSummary:
+    return pb.FeatureViewSummary(
+        feature_view_id=str(row["id"]),
+        name=row["name"],
+        type=row["type"],
+        project_id=str(row["project_id"]),
+        project_name=row["project_name"],
+        feature_entity_name=row["entity_name"] or "",
+        register_table=row["register_table"],
+        register_datasource_id=text_id(row["register_datasource_id"]),
+        register_datasource_name=row["register_datasource_name"] or "",
+        write_to_featuredb=row["write_to_featuredb"],
+        ttl=row["ttl"],
+        owner=row["owner"],
+        gmt_create_time=timestamp(row["created_at"]),
+        gmt_modified_time=timestamp(row["modified_at"]),
+    )

@@ -1,0 +1,1 @@
+"""Drop-in for Feast's registry server: definitions of features, in PostgreSQL."""

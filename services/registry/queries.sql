@@ -1,0 +1,282 @@
+-- Writing. Every write happens behind touch_project or ensure_project, which make the writers of a project take turns.
+
+-- name: touch_project
+-- project_pkey. No row comes back without that project.
+UPDATE registry.project SET updated = clock_timestamp() WHERE name = $1 RETURNING updated;
+
+-- name: ensure_project
+-- project_pkey.
+INSERT INTO registry.project AS p (name, uuid, updated) VALUES ($1, $2, clock_timestamp())
+ON CONFLICT (name) DO UPDATE SET updated = clock_timestamp()
+RETURNING p.updated;
+
+-- name: put_object
+-- object_key. Keeps the id and the time of creation of an object that is there.
+INSERT INTO registry.object AS o (
+    project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+ON CONFLICT (project, family, parent, name) DO UPDATE SET
+    kind = excluded.kind, type = excluded.type, description = excluded.description, owner = excluded.owner,
+    tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered
+RETURNING o.id;
+
+-- name: drop_features
+-- object_of_parent.
+DELETE FROM registry.object WHERE parent_id = $1 AND name <> ALL($2::text[]);
+
+-- name: put_features
+-- object_key. One row for each element of the arrays; features that did not change are not written.
+INSERT INTO registry.object AS o (
+    project, kind, family, parent_id, parent, position, name, sort_name, type, description, owner, tags,
+    created, updated, proto, rendered
+)
+SELECT $1, $2, $3, $4, $5, f.position, f.name, f.sort_name, f.type, f.description, '', f.tags, $6, $6,
+    f.proto, f.rendered
+FROM unnest($7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::jsonb[], $13::bytea[], $14::bytea[])
+    AS f (position, name, sort_name, type, description, tags, proto, rendered)
+ON CONFLICT (project, family, parent, name) DO UPDATE SET
+    kind = excluded.kind, position = excluded.position, type = excluded.type, description = excluded.description,
+    tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered
+WHERE (o.kind, o.position, o.proto) IS DISTINCT FROM (excluded.kind, excluded.position, excluded.proto);
+
+-- name: drop_edges
+-- edge_pkey.
+DELETE FROM registry.edge WHERE object_id = $1;
+
+-- name: put_edges
+-- One row for each element of the arrays.
+INSERT INTO registry.edge (object_id, position, project, source_type, source_name, target_type, target_name)
+SELECT $1, e.position, $2, e.source_type, e.source_name, e.target_type, e.target_name
+FROM unnest($3::text[], $4::text[], $5::text[], $6::text[])
+    WITH ORDINALITY AS e (source_type, source_name, target_type, target_name, position);
+
+-- name: delete_object
+-- object_key. Takes features and edges along. No row comes back if there is none.
+DELETE FROM registry.object WHERE project = $1 AND family = $2 AND parent = '' AND name = $3 RETURNING id;
+
+-- name: delete_project
+-- project_pkey. Takes everything in it along. No row comes back if there is none.
+DELETE FROM registry.project WHERE name = $1 RETURNING name;
+
+-- name: put_infra
+-- project_pkey.
+UPDATE registry.project SET infra = $2 WHERE name = $1;
+
+-- Reading.
+
+-- name: get_object
+-- object_key.
+SELECT kind, proto FROM registry.object WHERE project = $1 AND family = $2 AND parent = $3 AND name = $4;
+
+-- name: get_rendered
+-- object_key.
+SELECT kind, rendered FROM registry.object WHERE project = $1 AND family = $2 AND parent = $3 AND name = $4;
+
+-- name: get_views
+-- object_key. Views of any kind by their names.
+SELECT name, kind, proto FROM registry.object
+WHERE project = $1 AND family = 'featureView' AND parent = '' AND name = ANY($2::text[]);
+
+-- name: get_project
+-- project_pkey.
+SELECT name, uuid, infra FROM registry.project WHERE name = $1;
+
+-- The parts of lists. listing.py joins them by the tables there; nothing that a caller sent is part of a text.
+
+-- name: page_of_protos
+SELECT o.kind, o.project, o.name, o.proto AS content FROM registry.object o WHERE
+
+-- name: page_rendered
+SELECT o.kind, o.project, o.name, o.rendered AS content FROM registry.object o WHERE
+
+-- name: count_objects
+SELECT count(*) FROM registry.object o WHERE
+
+-- name: relationships
+-- edge_source and edge_target, once for each name. For the objects of one type named in arrays (project, name): edges
+-- that begin or end there, then the indirect ones. What a view is made from is indirectly used by the services that
+-- select from the view; an entity of a view leads to the view's data sources.
+WITH wanted AS (
+    SELECT DISTINCT w.project, w.name FROM unnest($2::text[], $3::text[]) AS w (project, name)
+),
+direct AS (
+    SELECT w.name AS about, e.project, e.source_type, e.source_name, e.target_type, e.target_name
+    FROM wanted w
+    JOIN registry.edge e ON e.source_type = $1 AND e.source_name = w.name AND e.project = w.project
+    UNION
+    SELECT w.name, e.project, e.source_type, e.source_name, e.target_type, e.target_name
+    FROM wanted w
+    JOIN registry.edge e ON e.target_type = $1 AND e.target_name = w.name AND e.project = w.project
+),
+indirect AS (
+    -- From anything to the services behind the views that use it.
+    SELECT w.name AS about, v.project, v.source_type, v.source_name, s.target_type, s.target_name
+    FROM wanted w
+    JOIN registry.edge v ON v.source_type = $1 AND v.source_name = w.name AND v.project = w.project
+        AND v.target_type IN ('featureView', 'labelView')
+    JOIN registry.edge s ON s.source_type = v.target_type AND s.source_name = v.target_name AND s.project = v.project
+        AND s.target_type = 'featureService'
+    UNION
+    -- From a service back to what its views are made from.
+    SELECT w.name, s.project, v.source_type, v.source_name, s.target_type, s.target_name
+    FROM wanted w
+    JOIN registry.edge s ON s.target_type = 'featureService' AND s.target_name = w.name AND s.project = w.project
+    JOIN registry.edge v ON v.target_type = s.source_type AND v.target_name = s.source_name AND v.project = s.project
+    WHERE $1 = 'featureService'
+    UNION
+    -- Between entities and data sources of the same view.
+    SELECT w.name, e.project, e.source_type, e.source_name, d.source_type, d.source_name
+    FROM wanted w
+    JOIN registry.edge e ON e.source_type = 'entity' AND e.source_name = w.name AND e.project = w.project
+    JOIN registry.edge d ON d.target_type = e.target_type AND d.target_name = e.target_name AND d.project = e.project
+        AND d.source_type = 'dataSource'
+    WHERE $1 = 'entity'
+    UNION
+    SELECT w.name, e.project, e.source_type, e.source_name, d.source_type, d.source_name
+    FROM wanted w
+    JOIN registry.edge d ON d.source_type = 'dataSource' AND d.source_name = w.name AND d.project = w.project
+    JOIN registry.edge e ON e.target_type = d.target_type AND e.target_name = d.target_name AND e.project = d.project
+        AND e.source_type = 'entity'
+    WHERE $1 = 'dataSource'
+)
+SELECT about, project, source_type, source_name, target_type, target_name, 0 AS indirect FROM direct
+UNION ALL
+SELECT about, project, source_type, source_name, target_type, target_name, 1 FROM indirect
+ORDER BY project, about, indirect, target_type, target_name, source_type, source_name;
+
+-- Lineage of whole projects: parts that lineage.py joins. $1 names the projects; $2 and $3, unless empty, are the type
+-- and the name of an object at either end.
+
+-- name: project_names
+-- project_pkey.
+SELECT name FROM registry.project ORDER BY name;
+
+-- name: direct_edges
+-- edge_by_project.
+SELECT DISTINCT e.project, e.target_type, e.target_name, e.source_type, e.source_name
+FROM registry.edge e
+WHERE e.project = ANY($1::text[]) AND (
+    (($2::text = '' OR e.source_type = $2) AND ($3::text = '' OR e.source_name = $3))
+    OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
+)
+
+-- name: indirect_edges
+-- edge_by_project. What the views of a service are made from leads to the service; the entities of a view lead to its
+-- data sources.
+SELECT e.project, e.target_type, e.target_name, e.source_type, e.source_name
+FROM (
+    SELECT s.project, s.target_type, s.target_name, v.source_type, v.source_name
+    FROM registry.edge s
+    JOIN registry.edge v ON v.project = s.project AND v.target_type = s.source_type AND v.target_name = s.source_name
+    WHERE s.project = ANY($1::text[]) AND s.target_type = 'featureService'
+    UNION
+    SELECT e.project, d.source_type, d.source_name, e.source_type, e.source_name
+    FROM registry.edge e
+    JOIN registry.edge d ON d.project = e.project AND d.target_type = e.target_type AND d.target_name = e.target_name
+    WHERE e.project = ANY($1::text[]) AND e.source_type = 'entity' AND d.source_type = 'dataSource'
+) e
+WHERE (($2::text = '' OR e.source_type = $2) AND ($3::text = '' OR e.source_name = $3))
+    OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
+
+-- Search. $1 names the projects, $2 the kinds, $3 is the filter by tags.
+
+-- name: search_everything
+-- object_by_name.
+SELECT o.kind, o.project, o.name, o.parent, o.description, o.tags, o.sort_name, o.id, 0 AS score,
+    CASE WHEN o.kind IN ('onDemandFeatureView', 'streamFeatureView') THEN 'featureView' ELSE o.kind END AS type
+FROM registry.object o
+WHERE o.project = ANY($1::text[]) AND o.kind = ANY($2::text[]) AND o.tags @> $3::jsonb
+
+-- name: search_similar
+-- object_search. $4 is the query, $5 its pattern: what resembles it without holding it, most similar first.
+SELECT o.id, o.name, o.tags FROM registry.object o
+WHERE o.project = ANY($1::text[]) AND o.kind = ANY($2::text[]) AND o.tags @> $3::jsonb
+    AND o.search_text %> $4::text AND o.search_text NOT LIKE $5::text
+ORDER BY greatest(similarity(o.sort_name, $4), word_similarity($4, registry.tag_text(o.tags))) DESC, o.id
+LIMIT 100;
+
+-- name: search_matching
+-- object_search, then edge_source and object_pkey. $4 is a pattern, $5 the ids of objects that resemble the query.
+WITH hit AS (
+    SELECT o.id, CASE
+        WHEN o.sort_name LIKE $4::text THEN 100
+        WHEN lower(o.description) LIKE $4 THEN 80
+        WHEN registry.tag_text(o.tags) LIKE $4 THEN 60
+    END AS score
+    FROM registry.object o WHERE o.search_text LIKE $4 AND o.project = ANY($1::text[])
+    UNION ALL
+    SELECT f.parent_id, 50
+    FROM registry.object f
+    WHERE f.search_text LIKE $4 AND f.sort_name LIKE $4 AND f.project = ANY($1) AND f.parent_id IS NOT NULL
+    UNION ALL
+    SELECT s.id, 50
+    FROM registry.object f
+    JOIN registry.edge e ON e.source_type IN ('featureView', 'labelView') AND e.source_name = f.parent
+        AND e.project = f.project AND e.target_type = 'featureService'
+    JOIN registry.object s ON s.id = e.object_id
+    WHERE f.search_text LIKE $4 AND f.sort_name LIKE $4 AND f.project = ANY($1) AND f.parent_id IS NOT NULL
+        AND convert_from(s.rendered, 'UTF8')::jsonb #> '{spec,features}' @> jsonb_build_array(jsonb_build_object(
+            'featureViewName', f.parent, 'featureColumns', jsonb_build_array(jsonb_build_object('name', f.name))
+        ))
+    UNION ALL
+    SELECT unnest($5::bigint[]), 40
+),
+best AS (
+    SELECT h.id, max(h.score) AS score FROM hit h WHERE h.score IS NOT NULL GROUP BY h.id
+)
+SELECT o.kind, o.project, o.name, o.parent, o.description, o.tags, o.sort_name, o.id, b.score,
+    CASE WHEN o.kind IN ('onDemandFeatureView', 'streamFeatureView') THEN 'featureView' ELSE o.kind END AS type
+FROM best b
+JOIN registry.object o ON o.id = b.id
+WHERE o.project = ANY($1) AND o.kind = ANY($2::text[]) AND o.tags @> $3::jsonb
+
+-- Counts.
+
+-- name: tallies
+-- tally_pkey.
+SELECT t.project, t.kind, t.objects FROM registry.tally t WHERE t.project = ANY($1::text[]) AND t.objects > 0;
+
+-- name: last_update
+-- project_pkey.
+SELECT max(p.updated) FROM registry.project p WHERE p.name = ANY($1::text[]);
+
+-- name: newest_anywhere
+-- object_newest, then object_of_parent. $1 are kinds, $2 is how many.
+SELECT n.project, n.name, n.type, n.description,
+    (SELECT count(*) FROM registry.object f WHERE f.parent_id = n.id) AS features
+FROM unnest($1::text[]) k (kind)
+CROSS JOIN LATERAL (
+    SELECT o.* FROM registry.object o WHERE o.kind = k.kind ORDER BY o.updated DESC LIMIT $2
+) n
+ORDER BY n.updated DESC, n.id DESC LIMIT $2;
+
+-- name: newest_in_project
+-- object_updated, then object_of_parent. $1 are kinds, $2 is how many, $3 the project.
+SELECT n.project, n.name, n.type, n.description,
+    (SELECT count(*) FROM registry.object f WHERE f.parent_id = n.id) AS features
+FROM unnest($1::text[]) k (kind)
+CROSS JOIN LATERAL (
+    SELECT o.* FROM registry.object o WHERE o.kind = k.kind AND o.project = $3 ORDER BY o.updated DESC LIMIT $2
+) n
+ORDER BY n.updated DESC, n.id DESC LIMIT $2;
+
+-- name: popular_tags
+-- view_by_name. $1 are projects, $2 is how many tags, $3 how many views of each.
+WITH tagged AS (
+    SELECT t.key COLLATE "C" AS key, t.value COLLATE "C" AS value, o.id, o.project, o.name, o.updated
+    FROM registry.object o CROSS JOIN LATERAL jsonb_each_text(o.tags) t
+    WHERE o.kind IN ('featureView', 'onDemandFeatureView', 'streamFeatureView') AND o.project = ANY($1::text[])
+),
+counted AS (
+    SELECT t.key, t.value, count(*) AS views FROM tagged t GROUP BY t.key, t.value
+),
+popular AS (
+    SELECT c.*, count(*) OVER () AS tags FROM counted c ORDER BY c.views DESC, c.key DESC, c.value DESC LIMIT $2
+)
+SELECT p.key, p.value, p.views, p.tags, v.project, v.name
+FROM popular p
+CROSS JOIN LATERAL (
+    SELECT t.project, t.name FROM tagged t WHERE t.key = p.key AND t.value = p.value
+    ORDER BY t.updated DESC, t.id DESC LIMIT $3
+) v
+ORDER BY p.views DESC, p.key DESC, p.value DESC, v.project, v.name;

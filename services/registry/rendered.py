@@ -1,0 +1,231 @@
+"""triglot.registry.v1: objects as JSON, in pages, with their relationships."""
+
+# ruff: noqa: N802 - methods are named as the contract names them
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC
+from typing import Any
+
+from protos.gen.triglot.registry.v1 import object_pb2
+from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
+from protos.gen.triglot.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
+from services.registry import checks, kinds
+from services.registry.counts import CountStore, Newest, PopularTag
+from services.registry.kinds import Edge
+from services.registry.lineage import Edges, LineageStore
+from services.registry.listing import Listing, at_or_after
+from services.registry.search import Match, Search, SearchStore
+from services.registry.store import Content, RegistryStore
+
+# Lists that come along with counts end here, so that they cost the same in a large registry.
+NEWEST = 100
+_FEATURE_VIEWS = [kind for kind in kinds.VIEWS if kind is not kinds.LABEL_VIEW]
+
+
+class RenderedServicer(RegistryServiceServicer):
+    """Our own view of the registry. A page holds at most `max_page` objects."""
+
+    def __init__(
+        self, store: RegistryStore, lineage: LineageStore, search: SearchStore, counts: CountStore, max_page: int
+    ) -> None:
+        self._store = store
+        self._search = search
+        self._counts = counts
+        self._lineage = lineage
+        self._max_page = max_page
+
+    async def ListObjects(self, request: rpc.ListObjectsRequest, context: Any) -> rpc.ListObjectsResponse:
+        checks.page(request.page, request.limit, self._max_page)
+        page = await self._store.page(_listing(request), rendered=True)
+        response = rpc.ListObjectsResponse(total=page.total)
+        response.objects.extend(found.content for found in page.objects)
+        if request.include_relationships:
+            response.relationships.extend(await self._relationships(page.objects))
+        return response
+
+    async def GetObject(self, request: rpc.GetObjectRequest, context: Any) -> rpc.GetObjectResponse:
+        kind = checks.object_kind(request.kind)
+        project = request.name if kind is kinds.PROJECT else request.project
+        found = await self._store.get_rendered(kind, request.name, project, request.feature_view)
+        response = rpc.GetObjectResponse(object=found.content)
+        if request.include_relationships:
+            for each in await self._relationships([found]):
+                response.relationships.extend(each.relationships)
+        return response
+
+    async def ListRelationships(
+        self, request: rpc.ListRelationshipsRequest, context: Any
+    ) -> rpc.ListRelationshipsResponse:
+        checks.page(request.page, request.limit, self._max_page)
+        projects = [request.project] if request.project else await self._lineage.projects()
+        direct, indirect = [
+            await self._lineage.page(
+                projects,
+                request.object_type,
+                request.object_name,
+                indirect=wanted,
+                page=request.page,
+                limit=request.limit,
+                descending=request.descending,
+            )
+            for wanted in (False, True)
+        ]
+        return rpc.ListRelationshipsResponse(
+            relationships=_in_projects(direct),
+            indirect_relationships=_in_projects(indirect),
+            total=direct.total,
+            indirect_total=indirect.total,
+        )
+
+    async def ListObjectRelationships(
+        self, request: rpc.ListObjectRelationshipsRequest, context: Any
+    ) -> rpc.ListObjectRelationshipsResponse:
+        checks.page(request.page, request.limit, self._max_page)
+        checks.lineage_type(request.object.type)
+        key = (request.project, request.object.name)
+        around = await self._lineage.around(request.object.type, [key], with_indirect=request.include_indirect)
+        edges = around.get(key, ())
+        start = (request.page - 1) * request.limit if request.page else 0
+        shown = edges[start : start + request.limit] if request.page else edges
+        return rpc.ListObjectRelationshipsResponse(relationships=_relationships(shown), total=len(edges))
+
+    async def SearchObjects(self, request: rpc.SearchObjectsRequest, context: Any) -> rpc.SearchObjectsResponse:
+        checks.search(request.query, request.sort_by)
+        checks.page(request.page or 1, request.limit, self._max_page)
+        known = await self._lineage.projects()
+        asked = list(dict.fromkeys(request.projects))
+        searched = [project for project in asked if project in known] if asked else known
+        wanted = Search(
+            request.query,
+            searched,
+            request.tags,
+            page=request.page or 1,
+            limit=request.limit,
+            sort_by=request.sort_by or "match_score",
+            descending=not request.ascending,
+        )
+        found, total = await self._search.search(wanted)
+        return rpc.SearchObjectsResponse(
+            results=[_result(match) for match in found],
+            total=total,
+            projects_searched=searched,
+            unknown_projects=[project for project in asked if project not in known],
+        )
+
+    async def CountObjects(self, request: rpc.CountObjectsRequest, context: Any) -> rpc.CountObjectsResponse:
+        projects = [request.project] if request.project else await self._lineage.projects()
+        tallies = await self._counts.tallies(projects)
+        newest = [
+            await self._counts.newest(wanted, NEWEST, request.project)
+            for wanted in (_FEATURE_VIEWS, [kinds.FEATURE_SERVICE], [kinds.PROJECT])
+        ]
+        response = rpc.CountObjectsResponse(
+            projects=[_counts(project, tallies.get(project, {})) for project in projects],
+            newest_feature_views=map(_newest, newest[0]),
+            newest_feature_services=map(_newest, newest[1]),
+            newest_projects=map(_newest, newest[2]),
+        )
+        updated = await self._counts.last_update(projects)
+        if updated is not None:
+            response.last_updated.FromDatetime(updated)
+        return response
+
+    async def ListPopularTags(self, request: rpc.ListPopularTagsRequest, context: Any) -> rpc.ListPopularTagsResponse:
+        checks.tag_limit(request.limit)
+        projects = [request.project] if request.project else await self._lineage.projects()
+        tags, total = await self._counts.popular_tags(projects, request.limit, NEWEST)
+        tallies = await self._counts.tallies(projects)
+        return rpc.ListPopularTagsResponse(
+            tags=map(_popular, tags),
+            total_tags=total,
+            total_feature_views=sum(_counts(name, tally).feature_views for name, tally in tallies.items()),
+        )
+
+    async def _relationships(self, objects: Sequence[Content]) -> Sequence[rpc.ObjectRelationships]:
+        if not objects:
+            return ()
+        keys = [(found.project, found.name) for found in objects]
+        edges = await self._lineage.around(objects[0].kind.lineage, keys)
+        return [
+            rpc.ObjectRelationships(project=key[0], name=key[1], relationships=_relationships(edges[key]))
+            for key in dict.fromkeys(keys)
+            if key in edges
+        ]
+
+
+def _listing(request: rpc.ListObjectsRequest) -> Listing:
+    kind = checks.object_kind(request.kind)
+    since = request.updated_since.ToDatetime(UTC) if request.HasField("updated_since") else None
+    filters = {
+        "entity": request.entity,
+        "feature": request.feature,
+        "feature_service": request.feature_service,
+        "data_source": request.data_source,
+        "feature_view": request.feature_view,
+        "name": request.name,
+    }
+    return Listing(
+        kind,
+        project=request.project,
+        tags=request.tags,
+        filters={**filters, **at_or_after(since)},
+        page=request.page,
+        limit=request.limit,
+        sort_by=request.sort_by,
+        descending=request.descending,
+        hide_protected=kind is kinds.PROJECT,
+    )
+
+
+def _in_projects(found: Edges) -> Iterable[rpc.ProjectRelationship]:
+    for project, edge in found.edges:
+        yield rpc.ProjectRelationship(project=project, relationship=next(iter(_relationships([edge]))))
+
+
+def _relationships(edges: Iterable[Edge]) -> Iterable[object_pb2.Relationship]:
+    for source_type, source_name, target_type, target_name in edges:
+        yield object_pb2.Relationship(
+            source=object_pb2.ObjectReference(type=source_type, name=source_name),
+            target=object_pb2.ObjectReference(type=target_type, name=target_name),
+        )
+
+
+def _result(match: Match) -> rpc.SearchResult:
+    return rpc.SearchResult(
+        type=match.type,
+        name=match.name,
+        project=match.project,
+        description=match.description,
+        feature_view=match.parent,
+        match_score=match.score,
+        matched_tags=match.tags,
+    )
+
+
+def _counts(project: str, tally: Mapping[str, int]) -> rpc.ProjectCounts:
+    return rpc.ProjectCounts(
+        project=project,
+        entities=tally.get(kinds.ENTITY.name, 0),
+        data_sources=tally.get(kinds.DATA_SOURCE.name, 0),
+        saved_datasets=tally.get(kinds.SAVED_DATASET.name, 0),
+        features=tally.get(kinds.FEATURE.name, 0),
+        feature_views=sum(tally.get(kind.name, 0) for kind in _FEATURE_VIEWS),
+        feature_services=tally.get(kinds.FEATURE_SERVICE.name, 0),
+    )
+
+
+def _newest(found: Newest) -> rpc.NewestObject:
+    return rpc.NewestObject(
+        name=found.name,
+        project=found.project,
+        type=found.type,
+        description=found.description,
+        feature_count=found.features,
+    )
+
+
+def _popular(tag: PopularTag) -> rpc.PopularTag:
+    views = [rpc.TaggedFeatureView(name=name, project=project) for project, name in tag.views]
+    return rpc.PopularTag(key=tag.key, value=tag.value, feature_views=views, total_feature_views=tag.total)

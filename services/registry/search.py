@@ -1,0 +1,140 @@
+"""Search over names, descriptions, tags and features: substrings in SQL, likeness among what the index offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from chassis.postgres import Database
+from services.registry.kinds import BY_NAME, PERMISSION, PROJECT, VALIDATION_REFERENCE
+from services.registry.store import QUERIES
+
+KINDS = sorted(BY_NAME.keys() - {PROJECT.name, PERMISSION.name, VALIDATION_REFERENCE.name})
+# The part of a query's trigrams that something similar shares with it, at least.
+WORD_SIMILARITY = "0.4"
+LEAST_LIKENESS = 0.5
+
+_ORDERS = {
+    "match_score": "r.score{}, r.project, r.type, r.sort_name, r.id",
+    "name": "r.sort_name{}, r.project, r.id",
+    "type": "r.type{}, r.project, r.sort_name, r.id",
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to search. An empty query finds everything. `sort_by`: match_score, name or type."""
+
+    query: str
+    projects: Sequence[str]
+    tags: Mapping[str, str]
+    page: int
+    limit: int
+    sort_by: str = "match_score"
+    descending: bool = True
+
+
+@dataclass(frozen=True)
+class Match:
+    """One object that was found. `score` is 0 if everything was asked for."""
+
+    type: str
+    project: str
+    name: str
+    parent: str
+    description: str
+    score: int
+    tags: Mapping[str, str]  # those that match
+
+
+class SearchStore:
+    """Reads for search. Letters are compared in lower case: in names all of them, elsewhere those of ASCII."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def search(self, wanted: Search) -> tuple[Sequence[Match], int]:
+        """One page of what was found, and how many objects were found.
+
+        The best of these counts: the query is part of the name (100), of the description (80), of a tag `key=value`
+        (60); it is part of the name of a feature that a view or service holds (50); the name or a tag is at least
+        half like it (40).
+        """
+        query = wanted.query.lower()
+        arguments: list[object] = [wanted.projects, KINDS, orjson.dumps(dict(wanted.tags)).decode()]
+        statement = QUERIES.search_everything
+        if query:
+            pattern = _pattern(query)
+            arguments += [pattern, await self._similar(query, pattern, arguments)]
+            statement = QUERIES.search_matching
+        order = _ORDERS[wanted.sort_by].format(" DESC" if wanted.descending else "")
+        number = len(arguments)
+        paged = (
+            f"SELECT r.*, count(*) OVER () AS total FROM (\n{statement}\n) r"  # noqa: S608 - constants of this file
+            f" ORDER BY {order} LIMIT ${number + 1} OFFSET ${number + 2}"
+        )
+        offset = (wanted.page - 1) * wanted.limit
+        rows = await self._database.fetch(paged, *arguments, wanted.limit, offset)
+        # Behind the last page no row is left to carry the total.
+        counted = rows or (await self._database.fetch(paged, *arguments, 1, 0) if offset else [])
+        matches = [
+            Match(
+                type=row["type"],
+                project=row["project"],
+                name=row["name"],
+                parent=row["parent"],
+                description=row["description"],
+                score=row["score"],
+                tags=_matching(query, orjson.loads(row["tags"])),
+            )
+            for row in rows
+        ]
+        return matches, counted[0]["total"] if counted else 0
+
+    async def _similar(self, query: str, pattern: str, arguments: Sequence[object]) -> Sequence[int]:
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                "SELECT set_config('pg_trgm.word_similarity_threshold', $1, true)", WORD_SIMILARITY
+            )
+            rows = await connection.fetch(QUERIES.search_similar, *arguments, query, pattern)
+        return [
+            row["id"]
+            for row in rows
+            if like(query, row["name"].lower()) or _alike(query, orjson.loads(row["tags"]).items())
+        ]
+
+
+def _pattern(query: str) -> str:
+    """The LIKE pattern of a part of a text."""
+    escaped = query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
+def _matching(query: str, tags: Mapping[str, str]) -> Mapping[str, str]:
+    """The tags that hold the query or, if none does, those that are like it."""
+    if not query:
+        return {}
+    holding = {key: value for key, value in tags.items() if query in f"{key}={value}".lower()}
+    return holding or dict(_alike(query, tags.items()))
+
+
+def _alike(query: str, tags: Iterable[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    return [
+        (key, value) for key, value in tags if any(like(query, text.lower()) for text in (key, value, f"{key}={value}"))
+    ]
+
+
+def like(left: str, right: str) -> bool:
+    """Whether at most half of the longer text must be edited to make the other: Levenshtein's distance."""
+    longer = max(len(left), len(right))
+    if not longer or abs(len(left) - len(right)) > longer * (1 - LEAST_LIKENESS):
+        return False
+    previous = list(range(len(right) + 1))
+    for row, letter in enumerate(left, 1):
+        current = [row]
+        for column, other in enumerate(right, 1):
+            current.append(min(previous[column] + 1, current[-1] + 1, previous[column - 1] + (letter != other)))
+        previous = current
+    return 1 - previous[-1] / longer >= LEAST_LIKENESS

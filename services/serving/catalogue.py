@@ -1,0 +1,319 @@
+"""Groups, views and row sets in PostgreSQL. Knows definitions, not bytes in Redis.
+
+Every change notifies channel `serving` in its own transaction: `g <group id>` when a group or where its rows are has
+changed, `v <store>/<name>/<version>` when a view has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from chassis import datatypes, errors
+from chassis.postgres import Connection, Constraints, Database, load_queries
+from services.serving import serving_keys
+from services.serving.definitions import Column, Group, Join, ServingKey, View, ViewFeature
+
+CHANNEL = "serving"
+QUERIES = load_queries(Path(__file__).parent / "queries.sql")
+
+
+def _view_taken(_error: asyncpg.PostgresError) -> errors.TriglotError:
+    return errors.AlreadyExists("a feature view of this name and version exists", resource="feature_view")
+
+
+CONSTRAINTS: Constraints = {"feature_view_name_version": _view_taken}
+
+
+class Catalogue:
+    """All SQL of the service."""
+
+    def __init__(self, database: Database, retired_rows_seconds: float) -> None:
+        self._database = database
+        self._retired_rows_seconds = retired_rows_seconds
+
+    # Groups
+
+    async def ensure_group(self, group: Group) -> tuple[Group, bool]:
+        """The stored group, and whether this call made it. Idempotent.
+
+        A description or time to live that is given replaces that of an existing group. Raises AlreadyExists,
+        DEFINITION_CONFLICT, if columns, keys or event time differ.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute(QUERIES.ensure_store, group.store)
+            group_id = await connection.fetchval(
+                QUERIES.insert_group,
+                group.store,
+                group.name,
+                group.version,
+                group.description,
+                group.event_time,
+                group.time_to_live_ms,
+            )
+            if group_id is not None:
+                await self._insert_details(connection, group_id, group)
+            else:
+                await self._confirm(connection, group)
+            stored = await self._group(connection, group.store, group.name, group.version)
+        return stored, group_id is not None
+
+    async def _insert_details(self, connection: Connection, group_id: int, group: Group) -> None:
+        columns = group.columns
+        await connection.execute(
+            QUERIES.insert_features,
+            group_id,
+            list(range(len(columns))),
+            [column.name for column in columns],
+            [column.type.hive for column in columns],
+            [column.description for column in columns],
+            [group.primary_key.index(each.name) if each.name in group.primary_key else None for each in columns],
+        )
+        row_set = await connection.fetchval(QUERIES.insert_row_set, group_id, "live")
+        await connection.execute(QUERIES.show_row_set, group_id, row_set, 0)
+
+    async def _confirm(self, connection: Connection, group: Group) -> None:
+        stored = await self._group(connection, group.store, group.name, group.version)
+        differences = stored.differences(group)
+        if differences:
+            raise errors.AlreadyExists(
+                f"feature group {group.name} version {group.version} exists and differs: {'; '.join(differences)}",
+                reason="DEFINITION_CONFLICT",
+                differences="; ".join(differences),
+                feature_group=group.name,
+            )
+        description = group.description or stored.description
+        time_to_live_ms = group.time_to_live_ms or stored.time_to_live_ms
+        if (description, time_to_live_ms) != (stored.description, stored.time_to_live_ms):
+            await connection.execute(QUERIES.update_group, stored.id, description, time_to_live_ms)
+            await _notify(connection, f"g {stored.id}")
+
+    async def group(self, store: str, name: str, version: int) -> Group:
+        """Raises NotFound: FEATURE_STORE_NOT_FOUND or FEATURE_GROUP_NOT_FOUND."""
+        async with self._database.connection() as connection:
+            return await self._group(connection, store, name, version)
+
+    async def _group(self, connection: Connection, store: str, name: str, version: int) -> Group:
+        row = await connection.fetchrow(QUERIES.groups_by_name, store, name, version)
+        if row is not None:
+            return _group_of(row)
+        await _require_store(connection, store)
+        raise errors.NotFound(
+            f"feature store {store} has no feature group {name} version {version}",
+            reason="FEATURE_GROUP_NOT_FOUND",
+            name=name,
+            version=version,
+            feature_store=store,
+        )
+
+    async def groups(self, store: str) -> list[Group]:
+        """All groups of a store by name and version. Raises NotFound, FEATURE_STORE_NOT_FOUND."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(QUERIES.groups_by_name, store, None, None)
+            if not rows:
+                await _require_store(connection, store)
+        return [_group_of(row) for row in rows]
+
+    async def delete_group(self, store: str, name: str, version: int) -> int:
+        """Its id. Readers see it gone at once; its rows are removed later. Raises NotFound."""
+        async with self._database.transaction() as connection:
+            group = await self._group(connection, store, name, version)
+            await connection.fetchrow(QUERIES.lock_group, group.id)
+            await connection.execute(QUERIES.delete_group, group.id)
+            await connection.execute(QUERIES.retire_row_sets_of_group, group.id, self._retired_rows_seconds)
+            await _notify(connection, f"g {group.id}")
+        return group.id
+
+    # Row sets
+
+    async def begin_load(self, group: Group) -> int:
+        """A new row set that nobody reads yet. It must be touched from time to time until it is shown."""
+        row_set: int = await self._database.fetchval(QUERIES.insert_row_set, group.id, "loading")
+        return row_set
+
+    async def touch_load(self, row_set: int) -> None:
+        """Say that the load goes on. Raises Aborted if it was given up or its group deleted."""
+        if await self._database.fetchval(QUERIES.touch_row_set, row_set) is None:
+            raise errors.Aborted("the load was given up, or its feature group deleted; start again")
+
+    async def show_load(self, group: Group, row_set: int) -> int:
+        """Let readers see a complete load in place of the old rows; the new generation. Raises Aborted as above."""
+        async with self._database.transaction() as connection:
+            locked = await connection.fetchrow(QUERIES.lock_group, group.id)
+            shown = locked and await connection.fetchval(QUERIES.row_set_to_live, row_set)
+            if not locked or not shown:
+                raise errors.Aborted("the load was given up, or its feature group deleted; start again")
+            await connection.execute(QUERIES.retire_row_set, locked["row_set_id"], self._retired_rows_seconds)
+            generation: int = await connection.fetchval(QUERIES.show_row_set, group.id, row_set, 1)
+            await _notify(connection, f"g {group.id}")
+        return generation
+
+    async def require_live(self, row_set: int) -> None:
+        """Raises Aborted if readers do not see this row set any more, so that writing to it would be lost."""
+        if await self._database.fetchval(QUERIES.row_set_is_live, row_set) is None:
+            raise errors.Aborted("the rows were replaced by an overwrite, or deleted, during this merge; send it again")
+
+    async def retire(self, row_set: int) -> None:
+        """Have the keys of a row set removed that was never shown."""
+        await self._database.execute(QUERIES.retire_row_set, row_set, 0.0)
+
+    async def claim_retired(self, abandoned_seconds: float, claim_seconds: float) -> int | None:
+        """A row set whose keys should be removed now, if there is one. Others will not get it for `claim_seconds`."""
+        found: int | None = await self._database.fetchval(QUERIES.claim_row_set, abandoned_seconds, claim_seconds)
+        return found
+
+    async def forget(self, row_set: int) -> None:
+        """The keys of a retired row set are gone."""
+        await self._database.execute(QUERIES.forget_row_set, row_set)
+
+    # Views
+
+    async def create_view(self, view: View) -> View:
+        """The stored view with its derived serving keys. Raises AlreadyExists."""
+        keys = serving_keys.derive(view.joins)
+        async with self._database.transaction() as connection:
+            await connection.execute(QUERIES.ensure_store, view.store)
+            view_id = await connection.fetchval(
+                QUERIES.insert_view, view.store, view.name, view.version, view.description
+            )
+            for index, join in enumerate(view.joins):
+                left, right = [pair[0] for pair in join.on], [pair[1] for pair in join.on]
+                await connection.execute(
+                    QUERIES.insert_view_join, view_id, index, join.group.id, join.prefix, left, right
+                )
+            await _insert_view_features(connection, view_id, view.features)
+            await _insert_serving_keys(connection, view_id, keys)
+            await _notify(connection, f"v {view.store}/{view.name}/{view.version}")
+        return await self.view(view.store, view.name, view.version)
+
+    async def view(self, store: str, name: str, version: int) -> View:
+        """Raises NotFound: FEATURE_STORE_NOT_FOUND or FEATURE_VIEW_NOT_FOUND."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(QUERIES.views, store, name, version)
+            if rows:
+                return (await self._views_of(connection, rows))[0]
+            await _require_store(connection, store)
+        raise _no_view(store, name, version)
+
+    async def views(self, store: str) -> list[View]:
+        """All views of a store by name and version. Raises NotFound, FEATURE_STORE_NOT_FOUND."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(QUERIES.views, store, None, None)
+            if not rows:
+                await _require_store(connection, store)
+            return await self._views_of(connection, rows)
+
+    async def delete_view(self, store: str, name: str, version: int) -> None:
+        """Raises NotFound."""
+        async with self._database.transaction() as connection:
+            if await connection.fetchval(QUERIES.delete_view, store, name, version) is None:
+                await _require_store(connection, store)
+                raise _no_view(store, name, version)
+            await _notify(connection, f"v {store}/{name}/{version}")
+
+    async def _views_of(self, connection: Connection, rows: Sequence[asyncpg.Record]) -> list[View]:
+        ids = [row["id"] for row in rows]
+        joins = await connection.fetch(QUERIES.view_joins, ids)
+        features = await connection.fetch(QUERIES.view_features, ids)
+        keys = await connection.fetch(QUERIES.serving_keys, ids)
+        wanted = list({row["feature_group_id"] for row in joins})
+        groups = {row["id"]: _group_of(row) for row in await connection.fetch(QUERIES.groups_by_id, wanted)}
+        return [
+            View(
+                store=row["store"],
+                name=row["name"],
+                version=row["version"],
+                joins=tuple(_join_of(each, groups) for each in joins if each["feature_view_id"] == row["id"]),
+                features=tuple(_feature_of(each) for each in features if each["feature_view_id"] == row["id"]),
+                serving_keys=tuple(_key_of(each) for each in keys if each["feature_view_id"] == row["id"]),
+                description=row["description"],
+                id=row["id"],
+                created_at=row["created_at"],
+            )
+            for row in rows
+        ]
+
+
+async def _notify(connection: Connection, payload: str) -> None:
+    await connection.execute(QUERIES.notify, payload)
+
+
+async def _require_store(connection: Connection, store: str) -> None:
+    if await connection.fetchval(QUERIES.store_exists, store) is None:
+        raise errors.NotFound(
+            f"there is no feature store {store}", reason="FEATURE_STORE_NOT_FOUND", feature_store=store
+        )
+
+
+def _no_view(store: str, name: str, version: int) -> errors.NotFound:
+    return errors.NotFound(
+        f"feature store {store} has no feature view {name} version {version}",
+        reason="FEATURE_VIEW_NOT_FOUND",
+        name=name,
+        version=version,
+        feature_store=store,
+    )
+
+
+async def _insert_view_features(connection: Connection, view_id: int, features: Sequence[ViewFeature]) -> None:
+    await connection.execute(
+        QUERIES.insert_view_features,
+        view_id,
+        list(range(len(features))),
+        [each.join_index for each in features],
+        [each.name for each in features],
+        [each.label for each in features],
+        [each.inference_helper for each in features],
+        [each.training_helper for each in features],
+    )
+
+
+async def _insert_serving_keys(connection: Connection, view_id: int, keys: Sequence[ServingKey]) -> None:
+    await connection.execute(
+        QUERIES.insert_serving_keys,
+        view_id,
+        list(range(len(keys))),
+        [each.join_index for each in keys],
+        [each.feature_name for each in keys],
+        [each.prefix for each in keys],
+        [each.required for each in keys],
+        [each.join_on for each in keys],
+    )
+
+
+def _group_of(row: Any) -> Group:
+    names: list[str] = row["names"]
+    keys = sorted(
+        (position, name) for name, position in zip(names, row["key_positions"], strict=True) if position is not None
+    )
+    described = zip(names, row["types"], row["descriptions"], strict=True)
+    return Group(
+        store=row["store"],
+        name=row["name"],
+        version=row["version"],
+        columns=tuple(Column(name, datatypes.parse(hive), text) for name, hive, text in described),
+        primary_key=tuple(name for _, name in keys),
+        event_time=row["event_time"],
+        time_to_live_ms=row["time_to_live_ms"],
+        description=row["description"],
+        id=row["id"],
+        generation=row["generation"],
+        row_set=row["row_set_id"] if row["deleted_at"] is None else None,
+        created_at=row["created_at"],
+    )
+
+
+def _join_of(row: Any, groups: dict[int, Group]) -> Join:
+    on = tuple(zip(row["left_columns"], row["right_columns"], strict=True))
+    return Join(groups[row["feature_group_id"]], row["prefix"], on)
+
+
+def _feature_of(row: Any) -> ViewFeature:
+    return ViewFeature(row["join_index"], row["name"], row["label"], row["inference_helper"], row["training_helper"])
+
+
+def _key_of(row: Any) -> ServingKey:
+    return ServingKey(row["join_index"], row["feature_name"], row["prefix"], row["required"], row["join_on"])

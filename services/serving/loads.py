@@ -1,0 +1,163 @@
+"""Rows on their way from Arrow to Redis: checked, rendered column by column, written, and shown when complete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from chassis import errors
+from chassis.datatypes import DataType
+from chassis.telemetry import log
+from services.serving import columns, fragments, keys
+from services.serving.catalogue import Catalogue
+from services.serving.definitions import Group
+from services.serving.rows import SEPARATOR, Rows
+
+# How long the cancellation of a lost connection may lag behind the end of its stream.
+_CUT_OFF_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load did."""
+
+    rows_written: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Arrow bytes of a load, or the mark of its end."""
+
+    arrow_stream: bytes = b""
+    end: bool = False
+
+
+class Loads:
+    """Loads of one process. Conversion runs in threads, so that reads go on meanwhile."""
+
+    def __init__(self, catalogue: Catalogue, rows: Rows, batch_rows: int) -> None:
+        self._catalogue = catalogue
+        self._rows = rows
+        self._batch_rows = batch_rows
+
+    async def overwrite(self, group: Group, chunks: AsyncIterator[Chunk]) -> Loaded:
+        """Replace all rows, at once and at the end. Whatever fails before, readers keep the old rows.
+
+        Raises InvalidArgument for rows that do not fit the group, Aborted if the group was deleted meanwhile.
+        """
+        row_set = await self._catalogue.begin_load(group)
+        try:
+            written, marked = 0, False
+            async for batch in self._batches(chunks):
+                if batch is None:
+                    marked = True
+                    continue
+                await self._catalogue.touch_load(row_set)
+                written += await self._write(group, row_set, batch)
+            if not marked:
+                await asyncio.sleep(_CUT_OFF_SECONDS)
+            return Loaded(written, await self._catalogue.show_load(group, row_set))
+        except BaseException:
+            await asyncio.shield(self._discard(row_set))
+            raise
+
+    async def merge(self, group: Group, chunks: AsyncIterator[Chunk]) -> Loaded:
+        """Write rows into those that readers see, batch by batch; those of a batch before a wrong one stay written.
+
+        Raises InvalidArgument as above, Aborted if an overwrite or a deletion took the rows away meanwhile.
+        """
+        if group.row_set is None:
+            raise errors.Aborted("the feature group was deleted")
+        written = 0
+        async for batch in self._batches(chunks):
+            if batch is not None:
+                await self._catalogue.require_live(group.row_set)
+                written += await self._write(group, group.row_set, batch)
+        await self._catalogue.require_live(group.row_set)
+        return Loaded(written, group.generation)
+
+    async def _batches(self, chunks: AsyncIterator[Chunk]) -> AsyncIterator[pa.RecordBatch | None]:
+        """Batches of bounded size; None for the mark of the end."""
+        async for chunk in chunks:
+            if chunk.end:
+                yield None
+                continue
+            for batch in await asyncio.to_thread(_read, chunk.arrow_stream):
+                for start in range(0, batch.num_rows, self._batch_rows):
+                    yield batch.slice(start, self._batch_rows)
+
+    async def _write(self, group: Group, row_set: int, batch: pa.RecordBatch) -> int:
+        prefix = self._rows.prefix(row_set)
+        row_keys, values = await asyncio.to_thread(encode, group, batch, prefix)
+        write = self._rows.write_newer if group.event_time else self._rows.write
+        await write(row_keys, values, group.time_to_live_ms)
+        return len(row_keys)
+
+    async def _discard(self, row_set: int) -> None:
+        """Have half a load removed. If even that fails, the sweeper finds it abandoned."""
+        try:
+            await self._catalogue.retire(row_set)
+        except errors.TriglotError as error:
+            log.warning("a broken load will be removed later", row_set=row_set, error=error.message)
+
+
+def _read(arrow_stream: bytes) -> list[pa.RecordBatch]:
+    """The batches of an Arrow IPC stream, checked to be sound. Raises InvalidArgument."""
+    try:
+        with pa.ipc.open_stream(arrow_stream) as reader:
+            batches = list(reader)
+        for batch in batches:
+            batch.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise errors.InvalidArgument(f"not a sound Arrow IPC stream: {_line(error)}", field="arrow_stream") from None
+    return batches
+
+
+def encode(group: Group, batch: pa.RecordBatch, prefix: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Redis keys and values of a batch of rows. Raises InvalidArgument, naming the column that does not fit."""
+    converted = columns.converted(group, batch)
+    for name in group.primary_key:
+        if converted[group.positions[name]].null_count:
+            raise errors.InvalidArgument(f"key column {name} holds a null", field="arrow_stream", name=name)
+    key_types = [column.type for column in group.key_columns]
+    key_texts = keys.of_columns([converted[group.positions[name]] for name in group.primary_key], key_types)
+    parts = [_event_times(group, converted)]
+    parts += [
+        _rendered(column.name, array, column.type) for column, array in zip(group.columns, converted, strict=True)
+    ]
+    glue = SEPARATOR.decode()
+    values = pc.binary_join_element_wise(*parts, glue, null_handling="replace", null_replacement="null")
+    full_keys = pc.binary_join_element_wise(prefix.decode(), key_texts, "")
+    return list(_bytes(full_keys)), list(_bytes(values))
+
+
+def _rendered(name: str, array: pa.Array, type_: DataType) -> pa.StringArray:
+    try:
+        return fragments.render(array, type_)
+    except ValueError as error:
+        raise errors.InvalidArgument(f"column {name}: {_line(error)}", field="arrow_stream", name=name) from None
+
+
+def _event_times(group: Group, converted: list[pa.Array]) -> pa.StringArray:
+    """What each row's age is compared by: a number that rises with time, or nothing."""
+    if not group.event_time:
+        return pa.repeat(pa.scalar(""), len(converted[0]))
+    column = converted[group.positions[group.event_time]]
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    elif pa.types.is_date(column.type):
+        column = column.cast(pa.int32())
+    return pc.fill_null(column.cast(pa.string()), "")
+
+
+def _bytes(texts: pa.StringArray) -> Iterator[bytes]:
+    return iter(texts.cast(pa.binary()).to_numpy(zero_copy_only=False).tolist())
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

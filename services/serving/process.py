@@ -1,0 +1,48 @@
+"""Serving, put together: what is opened for it, and closed after it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from chassis.auth import open_authenticator
+from chassis.postgres import open_database
+from chassis.redis import open_redis
+from chassis.rpc import Policy, Service, mount
+from chassis.settings import Settings
+from protos.gen.triglot.serving.v1 import serving_service_pb2_grpc
+from services.serving.catalogue import CONSTRAINTS, Catalogue
+from services.serving.definition_cache import DefinitionCache
+from services.serving.loads import Loads
+from services.serving.rows import Rows
+from services.serving.service import ServingService
+from services.serving.settings import ServingSettings
+from services.serving.sweeper import Sweeper
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterator[list[Service]]:
+    """Open the service on a migrated database. It serves while the block runs."""
+    database = await open_database(settings, CONSTRAINTS)
+    async with open_redis(settings) as client:
+        catalogue = Catalogue(database, own.retired_rows_seconds)
+        rows = Rows(client, own.key_prefix, own.max_read_keys)
+        definitions = DefinitionCache(catalogue, rows, settings)
+        sweeper = Sweeper(
+            catalogue, rows, every_seconds=own.sweep_seconds, abandoned_seconds=own.abandoned_load_seconds
+        )
+        loads = Loads(catalogue, rows, own.write_batch_rows)
+        servicer = ServingService(catalogue, definitions, rows, loads, own.max_entries)
+        policy = Policy(
+            authenticator=open_authenticator(settings, database),
+            action_prefix="featurestore:",
+            open_rpcs=frozenset({"Ping"}),
+        )
+        await definitions.start()
+        sweeper.start()
+        try:
+            yield [mount(serving_service_pb2_grpc.add_ServingServiceServicer_to_server, servicer, policy)]
+        finally:
+            await sweeper.stop()
+            await definitions.stop()
+            await database.close()

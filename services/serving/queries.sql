@@ -1,0 +1,159 @@
+-- name: ensure_store
+-- feature_store_name_key.
+INSERT INTO serving.feature_store (name) VALUES ($1) ON CONFLICT (name) DO NOTHING;
+
+-- name: store_exists
+-- feature_store_name_key.
+SELECT true FROM serving.feature_store WHERE name = $1;
+
+-- name: insert_group
+-- feature_store_name_key, then feature_group_name_version. No row comes back if the group exists.
+INSERT INTO serving.feature_group (feature_store_id, name, version, description, event_time, time_to_live_ms)
+SELECT s.id, $2, $3, $4, $5, $6 FROM serving.feature_store s WHERE s.name = $1
+ON CONFLICT (feature_store_id, name, version) WHERE deleted_at IS NULL DO NOTHING
+RETURNING id;
+
+-- name: insert_features
+INSERT INTO serving.feature (feature_group_id, position, name, type, description, key_position)
+SELECT $1, * FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::int[]);
+
+-- name: update_group
+-- Primary key of feature_group.
+UPDATE serving.feature_group SET description = $2, time_to_live_ms = $3 WHERE id = $1;
+
+-- name: groups_by_name
+-- feature_store_name_key, feature_group_name_version, primary key of feature. Name and version may be null: all.
+SELECT g.id, s.name AS store, g.name, g.version, g.description, g.event_time, g.time_to_live_ms, g.generation,
+       g.row_set_id, g.created_at, g.deleted_at,
+       f.names, f.types, f.descriptions, f.key_positions
+FROM serving.feature_store s
+JOIN serving.feature_group g ON g.feature_store_id = s.id
+CROSS JOIN LATERAL (
+    SELECT array_agg(name ORDER BY position) AS names, array_agg(type ORDER BY position) AS types,
+           array_agg(description ORDER BY position) AS descriptions,
+           array_agg(key_position ORDER BY position) AS key_positions
+    FROM serving.feature WHERE feature_group_id = g.id
+) f
+WHERE s.name = $1 AND g.deleted_at IS NULL
+  AND ($2::text IS NULL OR g.name = $2) AND ($3::int IS NULL OR g.version = $3)
+ORDER BY g.name, g.version;
+
+-- name: groups_by_id
+-- Primary keys of feature_group, feature_store and feature. Deleted ones too.
+SELECT g.id, s.name AS store, g.name, g.version, g.description, g.event_time, g.time_to_live_ms, g.generation,
+       g.row_set_id, g.created_at, g.deleted_at,
+       f.names, f.types, f.descriptions, f.key_positions
+FROM serving.feature_group g
+JOIN serving.feature_store s ON s.id = g.feature_store_id
+CROSS JOIN LATERAL (
+    SELECT array_agg(name ORDER BY position) AS names, array_agg(type ORDER BY position) AS types,
+           array_agg(description ORDER BY position) AS descriptions,
+           array_agg(key_position ORDER BY position) AS key_positions
+    FROM serving.feature WHERE feature_group_id = g.id
+) f
+WHERE g.id = ANY ($1::bigint[]);
+
+-- name: lock_group
+-- Primary key of feature_group. No row comes back if it was deleted.
+SELECT row_set_id, generation FROM serving.feature_group WHERE id = $1 AND deleted_at IS NULL FOR UPDATE;
+
+-- name: delete_group
+-- Primary key of feature_group.
+UPDATE serving.feature_group SET deleted_at = now(), row_set_id = NULL WHERE id = $1;
+
+-- name: insert_row_set
+INSERT INTO serving.row_set (feature_group_id, state) VALUES ($1, $2) RETURNING id;
+
+-- name: touch_row_set
+-- Primary key of row_set. No row comes back once somebody gave the load up for dead.
+UPDATE serving.row_set SET due_at = now() WHERE id = $1 AND state = 'loading' RETURNING true;
+
+-- name: row_set_is_live
+-- Primary key of row_set.
+SELECT true FROM serving.row_set WHERE id = $1 AND state = 'live';
+
+-- name: row_set_to_live
+-- Primary key of row_set. No row comes back once somebody gave the load up for dead.
+UPDATE serving.row_set SET state = 'live' WHERE id = $1 AND state = 'loading' RETURNING true;
+
+-- name: show_row_set
+-- Primary key of feature_group.
+UPDATE serving.feature_group SET row_set_id = $2, generation = generation + $3 WHERE id = $1 RETURNING generation;
+
+-- name: retire_row_set
+-- Primary key of row_set.
+UPDATE serving.row_set SET state = 'retired', due_at = now() + make_interval(secs => $2) WHERE id = $1;
+
+-- name: retire_row_sets_of_group
+-- row_set_feature_group.
+UPDATE serving.row_set SET state = 'retired', due_at = now() + make_interval(secs => $2)
+WHERE feature_group_id = $1 AND state <> 'retired';
+
+-- name: claim_row_set
+-- row_set_due. One row set whose keys should go: retired and due, or loading by a writer not heard of for $1 seconds.
+-- It is claimed for $2 seconds; whoever dies with it is followed by another.
+UPDATE serving.row_set SET state = 'retired', due_at = now() + make_interval(secs => $2)
+WHERE id = (
+    SELECT id FROM serving.row_set
+    WHERE state <> 'live' AND due_at <= now()
+      AND (state = 'retired' OR due_at <= now() - make_interval(secs => $1))
+    ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING id;
+
+-- name: forget_row_set
+-- Primary key of row_set.
+DELETE FROM serving.row_set WHERE id = $1 AND state = 'retired';
+
+-- name: insert_view
+-- feature_store_name_key.
+INSERT INTO serving.feature_view (feature_store_id, name, version, description)
+SELECT s.id, $2, $3, $4 FROM serving.feature_store s WHERE s.name = $1
+RETURNING id;
+
+-- name: insert_view_join
+INSERT INTO serving.view_join (feature_view_id, join_index, feature_group_id, prefix, left_columns, right_columns)
+VALUES ($1, $2, $3, $4, $5, $6);
+
+-- name: insert_view_features
+INSERT INTO serving.view_feature (
+    feature_view_id, position, join_index, name, label, inference_helper, training_helper
+)
+SELECT $1, * FROM unnest($2::int[], $3::int[], $4::text[], $5::boolean[], $6::boolean[], $7::boolean[]);
+
+-- name: insert_serving_keys
+INSERT INTO serving.serving_key (feature_view_id, position, join_index, feature_name, prefix, required, join_on)
+SELECT $1, * FROM unnest($2::int[], $3::int[], $4::text[], $5::text[], $6::boolean[], $7::text[]);
+
+-- name: views
+-- feature_store_name_key, feature_view_name_version. Name and version may be null: all.
+SELECT v.id, s.name AS store, v.name, v.version, v.description, v.created_at
+FROM serving.feature_store s
+JOIN serving.feature_view v ON v.feature_store_id = s.id
+WHERE s.name = $1 AND ($2::text IS NULL OR v.name = $2) AND ($3::int IS NULL OR v.version = $3)
+ORDER BY v.name, v.version;
+
+-- name: view_joins
+-- Primary key of view_join.
+SELECT feature_view_id, feature_group_id, prefix, left_columns, right_columns
+FROM serving.view_join WHERE feature_view_id = ANY ($1::bigint[]) ORDER BY feature_view_id, join_index;
+
+-- name: view_features
+-- Primary key of view_feature.
+SELECT feature_view_id, join_index, name, label, inference_helper, training_helper
+FROM serving.view_feature WHERE feature_view_id = ANY ($1::bigint[]) ORDER BY feature_view_id, position;
+
+-- name: serving_keys
+-- Primary key of serving_key.
+SELECT feature_view_id, join_index, feature_name, prefix, required, join_on
+FROM serving.serving_key WHERE feature_view_id = ANY ($1::bigint[]) ORDER BY feature_view_id, position;
+
+-- name: delete_view
+-- feature_store_name_key, feature_view_name_version.
+DELETE FROM serving.feature_view v USING serving.feature_store s
+WHERE s.id = v.feature_store_id AND s.name = $1 AND v.name = $2 AND v.version = $3
+RETURNING v.id;
+
+-- name: notify
+-- Sent when the transaction commits.
+SELECT pg_notify('serving', $1);

@@ -1,0 +1,349 @@
+# ruff: noqa: N802 - methods are named after RPCs
+"""The RPCs of triglot.serving.v1: each checks, converts, calls and replies."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from chassis import calls, errors
+from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
+from protos.gen.triglot.serving.v1 import serving_service_pb2_grpc as pb_grpc
+from protos.gen.triglot.serving.v1 import vector_pb2
+from protos.gen.triglot.serving.v1.value_pb2 import Value
+from services.serving import fragments, keys, messages, vectors
+from services.serving.catalogue import Catalogue
+from services.serving.definition_cache import DefinitionCache
+from services.serving.definitions import MAX_JOINS, Group, View, store_name
+from services.serving.loads import Chunk, Loads
+from services.serving.plans import Plan
+from services.serving.rows import SEPARATOR, Rows
+
+COMPLETE = vector_pb2.VECTOR_STATUS_COMPLETE
+MISSING = vector_pb2.VECTOR_STATUS_MISSING
+ERROR = vector_pb2.VECTOR_STATUS_ERROR
+
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_optional_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw] | None]).decode
+
+
+class ServingService(pb_grpc.ServingServiceServicer):
+    """See protos/triglot/serving/v1/serving_service.proto."""
+
+    def __init__(
+        self, catalogue: Catalogue, definitions: DefinitionCache, rows: Rows, loads: Loads, max_entries: int
+    ) -> None:
+        self._catalogue = catalogue
+        self._definitions = definitions
+        self._rows = rows
+        self._loads = loads
+        self._max_entries = max_entries
+
+    # Feature groups
+
+    async def EnsureFeatureGroup(
+        self, request: pb.EnsureFeatureGroupRequest, context: Any
+    ) -> pb.EnsureFeatureGroupResponse:
+        group = messages.group_of(request.feature_group)
+        calls.principal().require_store(group.store)
+        stored, created = await self._catalogue.ensure_group(group)
+        self._definitions.changed(f"g {stored.id}")
+        return pb.EnsureFeatureGroupResponse(feature_group=messages.group_message(stored), created=created)
+
+    async def GetFeatureGroup(self, request: pb.GetFeatureGroupRequest, context: Any) -> pb.GetFeatureGroupResponse:
+        store = _permitted(request.feature_store)
+        group = await self._catalogue.group(store, request.name, request.version)
+        return pb.GetFeatureGroupResponse(feature_group=messages.group_message(group))
+
+    async def ListFeatureGroups(
+        self, request: pb.ListFeatureGroupsRequest, context: Any
+    ) -> pb.ListFeatureGroupsResponse:
+        groups = await self._catalogue.groups(_permitted(request.feature_store))
+        return pb.ListFeatureGroupsResponse(feature_groups=[messages.group_message(group) for group in groups])
+
+    async def DeleteFeatureGroup(
+        self, request: pb.DeleteFeatureGroupRequest, context: Any
+    ) -> pb.DeleteFeatureGroupResponse:
+        group_id = await self._catalogue.delete_group(_permitted(request.feature_store), request.name, request.version)
+        self._definitions.changed(f"g {group_id}")
+        return pb.DeleteFeatureGroupResponse()
+
+    # Feature views
+
+    async def CreateFeatureView(
+        self, request: pb.CreateFeatureViewRequest, context: Any
+    ) -> pb.CreateFeatureViewResponse:
+        message = request.feature_view
+        store = _permitted(message.feature_store)
+        if not 1 <= len(message.joins) <= MAX_JOINS:
+            raise errors.InvalidArgument(f"a feature view has 1 to {MAX_JOINS} joins", field="joins")
+        groups = [
+            await self._catalogue.group(_permitted(join.feature_store or store), join.feature_group, join.version)
+            for join in message.joins
+        ]
+        view = View(
+            store=store,
+            name=message.name,
+            version=message.version,
+            joins=tuple(messages.join_of(join, group) for join, group in zip(message.joins, groups, strict=True)),
+            features=messages.view_features_of(message),
+            description=message.description,
+        )
+        view.check()
+        created = await self._catalogue.create_view(view)
+        self._definitions.changed(f"v {created.store}/{created.name}/{created.version}")
+        return pb.CreateFeatureViewResponse(feature_view=messages.view_message(created))
+
+    async def GetFeatureView(self, request: pb.GetFeatureViewRequest, context: Any) -> pb.GetFeatureViewResponse:
+        view = await self._catalogue.view(_permitted(request.feature_store), request.name, request.version)
+        return pb.GetFeatureViewResponse(feature_view=messages.view_message(view))
+
+    async def ListFeatureViews(self, request: pb.ListFeatureViewsRequest, context: Any) -> pb.ListFeatureViewsResponse:
+        views = await self._catalogue.views(_permitted(request.feature_store))
+        return pb.ListFeatureViewsResponse(feature_views=[messages.view_message(view) for view in views])
+
+    async def DeleteFeatureView(
+        self, request: pb.DeleteFeatureViewRequest, context: Any
+    ) -> pb.DeleteFeatureViewResponse:
+        store = _permitted(request.feature_store)
+        await self._catalogue.delete_view(store, request.name, request.version)
+        self._definitions.changed(f"v {store}/{request.name}/{request.version}")
+        return pb.DeleteFeatureViewResponse()
+
+    async def DescribeFeatureView(
+        self, request: pb.DescribeFeatureViewRequest, context: Any
+    ) -> pb.DescribeFeatureViewResponse:
+        plan = await self._plan(request.feature_store, request.name, request.version)
+        vectors.require_readable(plan)
+        return pb.DescribeFeatureViewResponse(
+            required_entries=plan.required,
+            accepted_entries=sorted(plan.accepted),
+            features=plan.metadata[True, True],
+            feature_groups=[messages.group_message(read.group) for read in plan.reads],
+        )
+
+    # Rows
+
+    async def WriteRows(self, request: AsyncIterator[pb.WriteRowsRequest], context: Any) -> pb.WriteRowsResponse:
+        first = await anext(aiter(request), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise errors.InvalidArgument("the first message must hold the header", field="header")
+        header = first.header
+        # Never from the cache: the rows must go where readers are now.
+        group = await self._catalogue.group(_permitted(header.feature_store), header.feature_group, header.version)
+        if header.mode == pb.WRITE_MODE_OVERWRITE:
+            loaded = await self._loads.overwrite(group, _chunks(request))
+        elif header.mode == pb.WRITE_MODE_MERGE:
+            loaded = await self._loads.merge(group, _chunks(request))
+        else:
+            raise errors.InvalidArgument("mode must be OVERWRITE or MERGE", field="mode")
+        self._definitions.changed(f"g {group.id}")
+        return pb.WriteRowsResponse(rows_written=loaded.rows_written, generation=loaded.generation)
+
+    async def ReadRows(self, request: pb.ReadRowsRequest, context: Any) -> pb.ReadRowsResponse:
+        store = _permitted(request.feature_store)
+        self._require_few(len(request.keys))
+        group = await self._definitions.group(store, request.feature_group, request.version)
+        prefix = self._rows.prefix(group.row_set or 0)
+        found = await self._rows.read([prefix + _row_key(group, key.values) for key in request.keys])
+        decoders = [fragments.decoder(column.type) for column in group.columns]
+        return pb.ReadRowsResponse(
+            features=[messages.feature_message(column) for column in group.columns],
+            rows=[_row(decoders, row) for row in found],
+        )
+
+    # Vectors
+
+    async def GetFeatureVectors(
+        self, request: pb.GetFeatureVectorsRequest, context: Any
+    ) -> pb.GetFeatureVectorsResponse:
+        plan = await self._plan(request.feature_store, request.feature_view, request.version)
+        entries = [_fragments_of(entry.keys, "WRONG_KEY_TYPE") for entry in request.entries]
+        passed = [_fragments_of(each.values, "INCORRECT_FEATURE_VALUE") for each in request.passed_features]
+        options = request.options
+        found = await self._read(plan, entries, passed, options, batch=True)
+        return pb.GetFeatureVectorsResponse(
+            vectors=_typed_vectors(plan, found),
+            metadata=plan.metadata[options.include_names, options.include_types],
+        )
+
+    async def RenderFeatureVectors(
+        self, request: pb.RenderFeatureVectorsRequest, context: Any
+    ) -> pb.RenderFeatureVectorsResponse:
+        plan = await self._plan(request.feature_store, request.feature_view, request.version)
+        entries, passed = _parsed(request)
+        options = request.options
+        found = await self._read(plan, entries, passed, options, batch=request.batch)
+        return pb.RenderFeatureVectorsResponse(
+            vectors=[b"null" if each is None else b"[" + b",".join(each) + b"]" for each in found.fragments],
+            statuses=_vector_statuses(found),
+            details=[vector_pb2.GroupStatuses(groups=groups) for groups in _group_statuses(plan, found)],
+            metadata=plan.metadata[options.include_names, options.include_types],
+        )
+
+    async def Ping(self, request: pb.PingRequest, context: Any) -> pb.PingResponse:
+        await self._rows.ping()
+        return pb.PingResponse()
+
+    async def _plan(self, feature_store: str, name: str, version: int) -> Plan:
+        """A view's plan, once the caller may use all of its feature stores."""
+        plan = await self._definitions.plan(store_name(feature_store), name, version)
+        principal = calls.principal()
+        for store in plan.stores:
+            principal.require_store(store)
+        return plan
+
+    async def _read(
+        self,
+        plan: Plan,
+        entries: Sequence[vectors.Entry],
+        passed: Sequence[vectors.Entry | None],
+        options: vector_pb2.VectorOptions,
+        *,
+        batch: bool,
+    ) -> vectors.Vectors:
+        if not entries:
+            raise errors.InvalidArgument("No primary key is given.", reason="NO_PRIMARY_KEY_GIVEN")
+        self._require_few(len(entries))
+        if passed and len(passed) != len(entries):
+            raise errors.InvalidArgument(
+                f"{len(passed)} passed features were given for {len(entries)} entries", reason="PASSED_FEATURES_LENGTH"
+            )
+        return await vectors.read(
+            plan,
+            self._rows,
+            entries,
+            passed,
+            validate=options.validate_passed_features,
+            lenient=batch,
+            with_statuses=options.include_detailed_status,
+        )
+
+    def _require_few(self, count: int) -> None:
+        if count > self._max_entries:
+            raise errors.InvalidArgument(
+                f"{count} entries in one request: at most {self._max_entries} are taken",
+                reason="TOO_MANY_ENTRIES",
+                limit=self._max_entries,
+            )
+
+
+def _permitted(feature_store: str) -> str:
+    """The feature store's name as it is kept, once the caller may use it."""
+    store = store_name(feature_store)
+    calls.principal().require_store(store)
+    return store
+
+
+async def _chunks(request: AsyncIterator[pb.WriteRowsRequest]) -> AsyncIterator[Chunk]:
+    ended = False
+    async for message in request:
+        part = message.WhichOneof("part")
+        if ended or part == "header":
+            raise errors.InvalidArgument("a header comes first and once, nothing comes after the end", field="part")
+        ended = part == "end"
+        yield Chunk(message.arrow_stream, ended)
+
+
+def _row_key(group: Group, values: Sequence[Value]) -> bytes:
+    columns = group.key_columns
+    if len(values) != len(columns):
+        raise errors.InvalidArgument(
+            f"a key of {group.name} has {len(columns)} values, not {len(values)}",
+            reason="INCORRECT_PRIMARY_KEY",
+            name=",".join(group.primary_key),
+        )
+    parts = []
+    for column, value in zip(columns, values, strict=True):
+        try:
+            parts.append(keys.canonical(column.type)(fragments.of_value(value)))
+        except ValueError:
+            raise errors.InvalidArgument(
+                f"key {column.name} should be a {column.type.hive}",
+                reason="WRONG_KEY_TYPE",
+                name=column.name,
+                type=column.type.hive,
+            ) from None
+    return keys.join(parts, [column.type for column in columns])
+
+
+def _row(decoders: Sequence[Any], row: bytes | None) -> pb.Row:
+    if row is None:
+        return pb.Row(found=False)
+    found = row.split(SEPARATOR)[1 : len(decoders) + 1]
+    found += [fragments.NULL] * (len(decoders) - len(found))
+    return pb.Row(found=True, values=[decode(each) for decode, each in zip(decoders, found, strict=True)])
+
+
+def _fragments_of(values: Any, reason: str) -> dict[str, bytes]:
+    """The JSON texts of typed values. Raises InvalidArgument for one that has none."""
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = fragments.of_value(value)
+        except ValueError as error:
+            raise errors.InvalidArgument(f"{name}: {error}", reason=reason, name=name, type="") from None
+    return found
+
+
+def _parsed(
+    request: pb.RenderFeatureVectorsRequest,
+) -> tuple[Sequence[vectors.Entry], Sequence[vectors.Entry | None]]:
+    """Entries and passed features whose values are JSON text as it was sent. Raises InvalidArgument."""
+    try:
+        # msgspec takes text for UTF-8 without looking, and what is spliced into an answer must be.
+        request.entries.decode()
+        request.passed_features.decode()
+        if request.batch:
+            entries = _decode_objects(request.entries)
+            passed = _decode_optional_objects(request.passed_features) if request.passed_features else []
+        else:
+            entries = [_decode_object(request.entries)]
+            passed = [_decode_object(request.passed_features)] if request.passed_features else []
+    except msgspec.ValidationError as error:
+        raise errors.InvalidArgument(str(error), field="entries") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.InvalidArgument(f"not JSON: {error}", reason="MALFORMED_BODY") from None
+    return entries, [each and {name: bytes(value) for name, value in each.items()} for each in passed]
+
+
+def _vector_statuses(found: vectors.Vectors) -> list[vector_pb2.VectorStatus.ValueType]:
+    return [
+        ERROR if fragments is None else COMPLETE if complete else MISSING
+        for fragments, complete in zip(found.fragments, found.complete, strict=True)
+    ]
+
+
+def _group_statuses(plan: Plan, found: vectors.Vectors) -> list[list[vector_pb2.GroupStatus]]:
+    """Those of each vector, if they were asked for."""
+    return [
+        [
+            vector_pb2.GroupStatus(feature_group_id=read.group.id, http_status=status)
+            for read, status in zip(plan.reads, statuses, strict=True)
+        ]
+        for statuses in found.statuses
+    ]
+
+
+def _typed_vectors(plan: Plan, found: vectors.Vectors) -> list[vector_pb2.FeatureVector]:
+    groups = _group_statuses(plan, found) or [[]] * len(found.fragments)
+    return [
+        vector_pb2.FeatureVector(
+            values=[_typed(decode, each) for decode, each in zip(plan.decoders, fragments or (), strict=False)],
+            status=status,
+            groups=statuses,
+        )
+        for fragments, status, statuses in zip(found.fragments, _vector_statuses(found), groups, strict=True)
+    ]
+
+
+def _typed(decode: Any, fragment: bytes) -> Value:
+    """A fragment as its feature's type; a passed feature of another kind, let through unchecked, as its JSON text."""
+    try:
+        value: Value = decode(fragment)
+    except ValueError:
+        return Value(json_value=fragment.decode())
+    return value

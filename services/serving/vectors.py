@@ -1,0 +1,285 @@
+"""Feature vectors of a plan: entries in, fragments out. One round trip to Redis, whatever the number of entries."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from chassis import errors
+from chassis.datatypes import DataType
+from services.serving import keys
+from services.serving.fragments import NULL
+from services.serving.plans import Plan, Read
+from services.serving.rows import SEPARATOR, Rows
+
+# Names and JSON texts of values: bytes, or msgspec.Raw, which becomes bytes when it is looked at.
+Entry = Mapping[str, Any]
+
+FOUND, KEY_WRONG, NO_ROW = 200, 400, 404
+
+
+class Vectors(NamedTuple):
+    """Vectors in the order of their entries. All three are of equal length."""
+
+    # The fragments of each; None if its entry was wrong.
+    fragments: list[Sequence[bytes] | None]
+    # Whether each had all its rows.
+    complete: Sequence[bool]
+    # FOUND, KEY_WRONG or NO_ROW for each read of each vector; empty if not asked for.
+    statuses: Sequence[Sequence[int]]
+
+
+class Lookups(NamedTuple):
+    """What to read for all entries, column by column: a list an item for each entry."""
+
+    # For each read of the plan, the keys of its rows; None where an entry does not hold the whole key.
+    keys: Sequence[Sequence[bytes | None]]
+    # For each key column of each read, the value as it came.
+    echo: list[list[bytes]]
+    # Entries that were wrong.
+    failed: Collection[int]
+
+
+async def read(
+    plan: Plan,
+    rows: Rows,
+    entries: Sequence[Entry],
+    passed: Sequence[Entry | None],
+    *,
+    validate: bool,
+    lenient: bool,
+    with_statuses: bool,
+) -> Vectors:
+    """The vectors of at least one entry. `passed` is empty, or has an item for each.
+
+    A wrong entry raises InvalidArgument, or with `lenient` fails its own vector only. A null anywhere raises.
+    """
+    require_readable(plan)
+    _refuse_null_features(passed)
+    lookups = (None if passed and validate else _usual(plan, entries)) or _unusual(
+        plan, entries, passed if validate else (), lenient=lenient
+    )
+    found = await _read_rows(rows, lookups.keys)
+    fragments = _fragments(plan, found, lookups, len(entries))
+    for position in lookups.failed:
+        fragments[position] = None
+    _overlay(plan, fragments, passed)
+    return Vectors(
+        fragments,
+        _complete(found, len(entries)),
+        _statuses(found, lookups, len(entries)) if with_statuses else (),
+    )
+
+
+def require_readable(plan: Plan) -> None:
+    """Raises FailedPrecondition, FEATURE_GROUP_DELETED, if one of the plan's groups is gone."""
+    if plan.deleted_feature:
+        raise errors.FailedPrecondition(
+            f"Feature `{plan.deleted_feature}` is of a feature group that was deleted",
+            reason="FEATURE_GROUP_DELETED",
+            name=plan.deleted_feature,
+        )
+
+
+def _usual(plan: Plan, entries: Sequence[Entry]) -> Lookups | None:
+    """The lookups of entries that all hold the usual names, only those, and good values; otherwise None."""
+    usual = plan.usual
+    try:
+        columns = {name: [bytes(entry[name]) for entry in entries] for name in usual}
+        if not usual or sum(map(len, entries)) != len(usual) * len(entries):
+            return None
+        if any(NULL in column for column in columns.values()):
+            return None
+        row_keys = [_usual_keys(each, columns) for each in plan.reads]
+    except (KeyError, keys.WrongType):
+        return None
+    return Lookups(row_keys, [columns[part.names[0]] for each in plan.reads for part in each.parts], ())
+
+
+def _usual_keys(each: Read, columns: Mapping[str, list[bytes]]) -> list[bytes]:
+    parts = [part.canonical_many(columns[part.names[0]]) for part in each.parts]
+    prefix = each.key_prefix
+    if len(parts) == 1:
+        return [prefix + key for key in parts[0]]
+    return [prefix + keys.join(key, each.key_types) for key in zip(*parts, strict=True)]
+
+
+def _unusual(plan: Plan, entries: Sequence[Entry], passed: Sequence[Entry | None], *, lenient: bool) -> Lookups:
+    """The lookups of any entries, one by one. Raises InvalidArgument; see `read`."""
+    converted = [{name: bytes(value) for name, value in entry.items()} for entry in entries]
+    _refuse_null_keys(converted)
+    failed = set()
+    lookups: list[_Lookup] = []
+    nothing: _Lookup = [None] * len(plan.reads), [NULL] * sum(len(each.parts) for each in plan.reads)
+    for position, entry in enumerate(converted):
+        try:
+            if passed:
+                _check_passed(plan, passed[position])
+            lookups.append(_look_up(plan, entry))
+        except errors.InvalidArgument:
+            if not lenient:
+                raise
+            failed.add(position)
+            lookups.append(nothing)
+    row_keys, echo = zip(*lookups, strict=True)
+    columns = [list(column) for column in zip(*row_keys, strict=True)]
+    return Lookups(columns, [list(column) for column in zip(*echo, strict=True)], failed)
+
+
+# The keys of one entry's rows, and the values to echo.
+_Lookup = tuple[list[bytes | None], list[bytes]]
+
+
+def _look_up(plan: Plan, entry: Mapping[str, bytes]) -> _Lookup:
+    if not entry.keys() <= plan.accepted:
+        unknown = next(name for name in entry if name not in plan.accepted)
+        raise errors.InvalidArgument(
+            f"Provided primary key `{unknown}` does not belong to the set of primary keys.",
+            reason="INCORRECT_PRIMARY_KEY",
+            name=unknown,
+        )
+    if not entry:
+        raise errors.InvalidArgument("No entries found", reason="INCORRECT_PRIMARY_KEY")
+    echo: list[bytes] = []
+    return [_row_key(each, entry, echo) for each in plan.reads], echo
+
+
+def _row_key(read: Read, entry: Mapping[str, bytes], echo: list[bytes]) -> bytes | None:
+    """The key of one row; None if the entry does not hold all of its parts. Appends its values to `echo`."""
+    parts: list[bytes] = []
+    for part in read.parts:
+        value = next((entry[name] for name in part.names if name in entry), None)
+        echo.append(NULL if value is None else value)
+        if value is None:
+            continue
+        try:
+            parts.append(part.canonical(value))
+        except keys.WrongType:
+            raise errors.InvalidArgument(
+                f"Primary key '{part.column}' should be in '{part.type.hive}' format.",
+                reason="WRONG_KEY_TYPE",
+                name=part.column,
+                type=part.type.hive,
+            ) from None
+    return read.key_prefix + keys.join(parts, read.key_types) if len(parts) == len(read.parts) else None
+
+
+async def _read_rows(rows: Rows, row_keys: Sequence[Sequence[bytes | None]]) -> list[Sequence[bytes | None]]:
+    """For each read, the row of each entry; None where there is no key or no row. One round trip for all."""
+    wanted = [key for column in row_keys for key in column if key is not None]
+    found = iter(await rows.read(wanted))
+    if len(wanted) == sum(map(len, row_keys)):
+        return [list(islice(found, len(column))) for column in row_keys]
+    return [[None if key is None else next(found) for key in column] for column in row_keys]
+
+
+def _fragments(
+    plan: Plan, found: Sequence[Sequence[bytes | None]], lookups: Lookups, entries: int
+) -> list[Sequence[bytes] | None]:
+    """Rows split and laid side by side, key values after them, and the vector picked out of that."""
+    if not plan.reads:
+        return [()] * entries
+    laid_out: Iterable[Sequence[bytes]]
+    columns: list[Iterable[Sequence[bytes]]] = [
+        _split(each, column) for each, column in zip(plan.reads, found, strict=True)
+    ]
+    if plan.echoes:
+        columns.append(zip(*lookups.echo, strict=True))
+    laid_out = columns[0] if len(columns) == 1 else map(list, map(chain.from_iterable, zip(*columns, strict=True)))
+    return list(map(plan.pick, laid_out))
+
+
+def _split(read: Read, column: Sequence[bytes | None]) -> list[list[bytes]]:
+    absent, width = read.absent, read.width
+    split = [absent if row is None else row.split(SEPARATOR) for row in column]
+    if any(map(width.__ne__, map(len, split))):
+        # Written before a column was appended, or after this plan was made.
+        split = [[*fragments, *absent][:width] for fragments in split]
+    return split
+
+
+def _complete(found: Sequence[Sequence[bytes | None]], entries: int) -> Sequence[bool]:
+    if not any(None in column for column in found):
+        return [True] * entries
+    return [None not in rows for rows in zip(*found, strict=True)]
+
+
+def _statuses(found: Sequence[Sequence[bytes | None]], lookups: Lookups, entries: int) -> Sequence[Sequence[int]]:
+    columns = [_column_statuses(*pair) for pair in zip(found, lookups.keys, strict=True)]
+    return list(zip(*columns, strict=True)) if columns else [()] * entries
+
+
+def _column_statuses(rows: Sequence[bytes | None], row_keys: Sequence[bytes | None]) -> list[int]:
+    return [
+        FOUND if row is not None else NO_ROW if key is not None else KEY_WRONG
+        for row, key in zip(rows, row_keys, strict=True)
+    ]
+
+
+def _refuse_null_keys(entries: Sequence[Mapping[str, bytes]]) -> None:
+    for position, entry in enumerate(entries):
+        if NULL in entry.values():
+            name = next(name for name, value in entry.items() if value == NULL)
+            raise errors.InvalidArgument(
+                f"Primary key `{name}` of entry {position} is null", reason="INCORRECT_PRIMARY_KEY", name=name
+            )
+
+
+def _refuse_null_features(passed: Sequence[Entry | None]) -> None:
+    for position, values in enumerate(passed):
+        if values and NULL in values.values():
+            name = next(name for name, value in values.items() if value == NULL)
+            raise errors.InvalidArgument(
+                f"Passed feature `{name}` of entry {position} is null", reason="INCORRECT_PASSED_FEATURE", name=name
+            )
+
+
+def _check_passed(plan: Plan, values: Entry | None) -> None:
+    for name, value in (values or {}).items():
+        slots = plan.passed.get(name)
+        if slots is None:
+            raise errors.InvalidArgument(
+                f"Feature `{name}` does not exist in the feature view or it is a label which cannot be a passed "
+                "feature.",
+                reason="UNKNOWN_PASSED_FEATURE",
+                name=name,
+            )
+        got = _kind_of(value)
+        for slot in slots:
+            expected = _expected_kind(slot.type)
+            if got != expected:
+                raise errors.InvalidArgument(
+                    f"Got: '{got}', expected: '{expected}' (offline type: {slot.type.hive})",
+                    reason="WRONG_FEATURE_TYPE",
+                    name=name,
+                    type=slot.type.hive,
+                )
+
+
+_KINDS = {b'"': "STRING", b"t": "BOOLEAN", b"f": "BOOLEAN", b"{": "OTHER", b"[": "OTHER"}
+_EXPECTED = {
+    "boolean": "BOOLEAN",
+    **dict.fromkeys(("tinyint", "smallint", "int", "bigint", "float", "double", "decimal"), "NUMBER"),
+    **dict.fromkeys(("array", "map", "struct"), "OTHER"),
+}
+
+
+def _kind_of(value: bytes) -> str:
+    return _KINDS.get(value[:1], "NUMBER")
+
+
+def _expected_kind(type_: DataType) -> str:
+    return _EXPECTED.get(type_.kind, "STRING")
+
+
+def _overlay(plan: Plan, fragments: list[Sequence[bytes] | None], passed: Sequence[Entry | None]) -> None:
+    """Put passed features in place of what was read."""
+    for position, values in enumerate(passed):
+        read = fragments[position]
+        if values and read is not None:
+            changed = list(read)
+            for name, value in values.items():
+                for slot in plan.passed.get(name, ()):
+                    changed[slot.position] = value
+            fragments[position] = changed

@@ -1,0 +1,87 @@
+"""A small service for the chassis' own tests: it answers, fails and waits as its request asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf import wrappers_pb2
+
+from chassis import calls, errors
+from chassis.principals import Principal
+from chassis.rpc import Metadata, Policy, Service, mount
+
+Text = wrappers_pb2.StringValue
+
+
+class ByName:
+    """Authentication for tests: the `authorization` metadata is the principal's name."""
+
+    async def principal(self, metadata: Metadata) -> Principal:
+        name = metadata.get("authorization")
+        if not isinstance(name, str):
+            raise errors.Unauthenticated("no credential was shown", reason="CREDENTIAL_MISSING")
+        return Principal(name, administrator=name == "admin", actions=("test:Say",))
+
+
+class Echo:
+    async def say(self, request: Text, context: Any) -> Text:
+        match request.value.partition(" "):
+            case "missing", _, name:
+                raise errors.NotFound(f"no {name}", reason="FEATURE_VIEW_NOT_FOUND", name=name)
+            case "break", _, _:
+                raise ZeroDivisionError("secret detail")
+            case "wait", _, seconds:
+                await asyncio.sleep(float(seconds))
+            case "who", _, _:
+                return Text(value=f"{calls.principal().name} {calls.current().request_id}")
+        return Text(value=request.value)
+
+    async def ping(self, request: Text, context: Any) -> Text:
+        return Text(value="pong")
+
+    async def count(self, request: Text, context: Any) -> AsyncIterator[Text]:
+        for number in range(int(request.value)):
+            if number == 3:
+                raise errors.Unavailable("three is too many")
+            yield Text(value=str(number))
+
+    async def join(self, requests: AsyncIterator[Text], context: Any) -> Text:
+        return Text(value=",".join([request.value async for request in requests]))
+
+
+def add_to_server(servicer: Echo, server: Any) -> None:
+    shape = {"request_deserializer": Text.FromString, "response_serializer": Text.SerializeToString}
+    server.add_registered_method_handlers(
+        "test.Echo",
+        {
+            "Say": grpc.unary_unary_rpc_method_handler(servicer.say, **shape),
+            "Ping": grpc.unary_unary_rpc_method_handler(servicer.ping, **shape),
+            "Count": grpc.unary_stream_rpc_method_handler(servicer.count, **shape),
+            "Join": grpc.stream_unary_rpc_method_handler(servicer.join, **shape),
+        },
+    )
+
+
+def service() -> Service:
+    policy = Policy(
+        ByName(),
+        action_prefix="test:",
+        open_rpcs=frozenset({"Ping"}),
+        details=lambda error: f"details: {error.message}",
+    )
+    return mount(add_to_server, Echo(), policy)
+
+
+class Stub:
+    """What generated code would make."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        shape = {"request_serializer": Text.SerializeToString, "response_deserializer": Text.FromString}
+        self.Say = channel.unary_unary("/test.Echo/Say", **shape)
+        self.Ping = channel.unary_unary("/test.Echo/Ping", **shape)
+        self.Count = channel.unary_stream("/test.Echo/Count", **shape)
+        self.Join = channel.stream_unary("/test.Echo/Join", **shape)
+        self.Nothing = channel.unary_unary("/test.Echo/Nothing", **shape)

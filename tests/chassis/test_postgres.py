@@ -1,0 +1,97 @@
+"""Migrations, and what becomes of the driver's exceptions, on the real PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from chassis import errors
+from chassis.migrations import MigrationError, Migrations, describe, migrate
+from chassis.postgres import Database, load_queries, open_database
+from chassis.settings import Settings
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Migrations:
+    (tmp_path / "0001_one.sql").write_text("CREATE TABLE demo.a (id int PRIMARY KEY);")
+    return Migrations("demo", tmp_path)
+
+
+async def test_migrations_are_applied_once_and_in_order(database_url: str, plan: Migrations) -> None:
+    assert await migrate(database_url, [plan]) == ["demo/0001_one.sql"]
+    (plan.folder / "0002_two.sql").write_text("ALTER TABLE demo.a ADD COLUMN b text;")
+    assert await migrate(database_url, [plan]) == ["demo/0002_two.sql"]
+    assert await migrate(database_url, [plan]) == []
+
+
+async def test_a_changed_migration_is_refused(database_url: str, plan: Migrations) -> None:
+    await migrate(database_url, [plan])
+    (plan.folder / "0001_one.sql").write_text("SELECT 1;")
+    with pytest.raises(MigrationError, match="changed after it was applied"):
+        await migrate(database_url, [plan])
+
+
+async def test_a_broken_migration_leaves_nothing(database_url: str, plan: Migrations) -> None:
+    (plan.folder / "0002_two.sql").write_text("CREATE TABLE demo.b (id int); SELECT nonsense;")
+    with pytest.raises(asyncpg.PostgresError):
+        await migrate(database_url, [plan])
+    connection = await asyncpg.connect(database_url)
+    text = await describe(connection, "demo")
+    await connection.close()
+    assert "column a.id integer not null" in text
+    assert "column b.id" not in text
+
+
+def test_gaps_are_refused(plan: Migrations) -> None:
+    (plan.folder / "0003_three.sql").write_text("SELECT 1;")
+    with pytest.raises(MigrationError, match="files must be 0001"):
+        plan.files()
+
+
+async def test_driver_exceptions_become_ours(database: Database) -> None:
+    await database.execute("CREATE TABLE t (id int CONSTRAINT t_key PRIMARY KEY)")
+    await database.execute("CREATE TABLE u (id int REFERENCES t (id))")
+    await database.execute("INSERT INTO t VALUES (1)")
+    for statement, kind in {
+        "INSERT INTO t VALUES (1)": errors.AlreadyExists,
+        "INSERT INTO u VALUES (2)": errors.FailedPrecondition,
+        "SELECT 1/0": errors.InvalidArgument,
+        "SELECT nonsense": errors.Internal,
+    }.items():
+        with pytest.raises(kind):
+            await database.execute(statement)
+
+
+async def test_a_named_constraint_is_the_services_own_error(settings: Settings) -> None:
+    def taken(_: asyncpg.PostgresError) -> errors.TriglotError:
+        return errors.AlreadyExists("that name is taken", name="x")
+
+    database = await open_database(settings, {"t_key": taken})
+    await database.execute("CREATE TABLE t (id int CONSTRAINT t_key PRIMARY KEY)")
+    with pytest.raises(errors.AlreadyExists, match="that name is taken"):
+        await database.execute("INSERT INTO t VALUES (1), (1)")
+    await database.close()
+
+
+async def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:
+    await database.execute("CREATE TABLE t (id int)")
+    with pytest.raises(errors.NotFound):
+        async with database.transaction() as transaction:
+            await transaction.execute("INSERT INTO t VALUES (1)")
+            raise errors.NotFound("changed my mind")
+    assert await database.fetchval("SELECT count(*) FROM t") == 0
+
+
+async def test_a_slow_statement_is_given_up(settings: Settings) -> None:
+    database = await open_database(settings.model_copy(update={"postgres_timeout_seconds": 0.1}))
+    with pytest.raises(errors.Unavailable):
+        await database.execute("SELECT pg_sleep(5)")
+    await database.close()
+
+
+def test_queries_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "queries.sql"
+    path.write_text("-- name: one\n-- primary key\nSELECT 1;\n\n-- name: two\nSELECT 2;\n")
+    assert load_queries(path).two == "SELECT 2;"

@@ -1,0 +1,150 @@
+"""The same rules on a port and in the process: one suite, two worlds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import prometheus_client
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chassis import calls, errors
+from chassis.errors import PortInUse
+from chassis.inprocess import InProcessChannel
+from chassis.server import GrpcServer
+from tests.chassis.echo import Stub, Text, service
+
+ADMIN = (("authorization", "admin"),)
+GUEST = (("authorization", "guest"),)
+
+
+def make_server(port: int = 0) -> GrpcServer:
+    return GrpcServer([service()], host="127.0.0.1", port=port, max_message_bytes=1 << 20)
+
+
+@pytest.fixture(params=["port", "process"])
+async def channel(request: pytest.FixtureRequest) -> AsyncIterator[grpc.aio.Channel]:
+    if request.param == "process":
+        yield InProcessChannel([service()])
+        return
+    server = make_server()
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+        yield opened
+    await server.stop(0)
+
+
+async def test_an_answer(channel: grpc.aio.Channel) -> None:
+    assert (await Stub(channel).Say(Text(value="hello"), metadata=ADMIN)).value == "hello"
+
+
+async def test_identity_and_request_id_reach_the_handler(channel: grpc.aio.Channel) -> None:
+    answer = await Stub(channel).Say(Text(value="who"), metadata=(*ADMIN, (calls.REQUEST_ID, "R-1")))
+    assert answer.value == "admin R-1"
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata", "code", "reason"),
+    [
+        ("missing x", ADMIN, grpc.StatusCode.NOT_FOUND, "FEATURE_VIEW_NOT_FOUND"),
+        ("hello", (), grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING"),
+        ("break", ADMIN, grpc.StatusCode.INTERNAL, "INTERNAL"),
+    ],
+)
+async def test_errors_keep_code_reason_and_details(
+    channel: grpc.aio.Channel, text: str, metadata: tuple[tuple[str, str], ...], code: grpc.StatusCode, reason: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await Stub(channel).Say(Text(value=text), metadata=metadata)
+    error = errors.from_rpc(raised.value)
+    assert (raised.value.code(), error.code, error.reason) == (code, code, reason)
+    assert raised.value.details() == f"details: {error.message}"
+    assert "secret" not in error.message
+    if reason == "FEATURE_VIEW_NOT_FOUND":
+        assert error.metadata == {"name": "x"}
+
+
+async def test_actions_are_checked(channel: grpc.aio.Channel) -> None:
+    stub = Stub(channel)
+    assert (await stub.Say(Text(value="a"), metadata=GUEST)).value == "a"
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        async for _ in stub.Count(Text(value="1"), metadata=GUEST):
+            pass
+    assert errors.from_rpc(raised.value).metadata == {"action": "test:Count"}
+
+
+async def test_an_open_rpc_asks_for_no_credential(channel: grpc.aio.Channel) -> None:
+    assert (await Stub(channel).Ping(Text())).value == "pong"
+
+
+async def test_deadlines(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await Stub(channel).Say(Text(value="wait 5"), metadata=ADMIN, timeout=0.05)
+    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_streams_end_with_their_error(channel: grpc.aio.Channel) -> None:
+    seen = []
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        async for message in Stub(channel).Count(Text(value="9"), metadata=ADMIN):
+            seen.append(message.value)
+    assert seen == ["0", "1", "2"]
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_streams_of_requests(channel: grpc.aio.Channel) -> None:
+    async def messages() -> AsyncIterator[Text]:
+        for value in "abc":
+            yield Text(value=value)
+
+    assert (await Stub(channel).Join(messages(), metadata=ADMIN)).value == "a,b,c"
+
+
+async def test_unknown_methods(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await Stub(channel).Nothing(Text(), metadata=ADMIN)
+    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_invoke_raises_our_errors_and_sets_a_deadline(channel: grpc.aio.Channel) -> None:
+    stub = Stub(channel)
+    with pytest.raises(errors.NotFound) as raised:
+        await calls.invoke(stub.Say, Text(value="missing y"), metadata=ADMIN)
+    assert raised.value.metadata == {"name": "y"}
+    with pytest.raises(errors.DeadlineExceeded):
+        await calls.invoke(stub.Say, Text(value="wait 5"), metadata=ADMIN, timeout_seconds=0.05)
+
+
+async def test_calls_are_counted_by_code(channel: grpc.aio.Channel) -> None:
+    def count(code: str) -> float:
+        labels = {"rpc": "/test.Echo/Say", "code": code}
+        return prometheus_client.REGISTRY.get_sample_value("triglot_rpc_seconds_count", labels) or 0.0
+
+    before = count("OK"), count("NOT_FOUND")
+    await Stub(channel).Say(Text(value="a"), metadata=ADMIN)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await Stub(channel).Say(Text(value="missing a"), metadata=ADMIN)
+    assert (count("OK"), count("NOT_FOUND")) == (before[0] + 1, before[1] + 1)
+
+
+async def test_a_port_in_use_is_one_clear_line() -> None:
+    server = make_server()
+    port = await server.start()
+    with pytest.raises(PortInUse, match=f"cannot listen on 127.0.0.1:{port}"):
+        await make_server(port).start()
+    await server.stop(0)
+
+
+async def test_draining_finishes_what_is_under_way() -> None:
+    server = make_server()
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+        health = health_pb2_grpc.HealthStub(opened)
+        asked = health_pb2.HealthCheckRequest(service="test.Echo")
+        assert (await health.Check(asked)).status == health_pb2.HealthCheckResponse.SERVING
+        waiting = asyncio.ensure_future(Stub(opened).Say(Text(value="wait 0.3"), metadata=ADMIN))
+        await asyncio.sleep(0.1)
+        await server.stop(5)
+        assert (await waiting).value == "wait 0.3"

@@ -1,0 +1,280 @@
+"""Runs in .venv-pai: the official SDK, unmodified, against the endpoint it is given. Prints what it saw as JSON.
+
+python scenario.py '{"endpoint": "127.0.0.1:8080", "credential": {...}, "scenario": "publish", ...}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from alibabacloud_paifeaturestore20230621 import models
+from alibabacloud_paifeaturestore20230621.client import Client
+from alibabacloud_tea_openapi.exceptions import ClientException
+from alibabacloud_tea_openapi.utils_models import Config
+
+POLL_SECONDS = 0.1
+WAIT_SECONDS = 60
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    client = Client(Config(endpoint=asked["endpoint"], protocol="http", **asked["credential"]))
+    result = SCENARIOS[asked["scenario"]](client, asked)
+    print(json.dumps(result))
+
+
+def instance_of(client: Client) -> str:
+    """What every data-plane client does first."""
+    listed = client.list_instances(models.ListInstancesRequest(status="Running"))
+    return listed.body.instances[0].instance_id
+
+
+def catalogue(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
+    """Make one of each kind, read each back, change and delete some; everything seen is in the answer."""
+    instance = instance_of(client)
+    ids = made(client, instance, asked["root"], asked["project"])
+    seen: dict[str, Any] = {"instance": instance, "ids": ids}
+    for kind, identifier in ids.items():
+        got = getattr(client, f"get_{kind}")(instance, identifier)
+        seen[kind] = got.body.to_map()
+    listings = {
+        "list_datasources": models.ListDatasourcesRequest(page_size=100),
+        "list_projects": models.ListProjectsRequest(name=asked["project"], project_ids=[ids["project"]]),
+        "list_feature_entities": models.ListFeatureEntitiesRequest(project_id=ids["project"]),
+        "list_feature_views": models.ListFeatureViewsRequest(
+            project_id=ids["project"], sort_by="GmtCreateTime", order="ASC", feature_view_ids=[ids["feature_view"]]
+        ),
+        "list_label_tables": models.ListLabelTablesRequest(project_id=ids["project"]),
+        "list_model_features": models.ListModelFeaturesRequest(project_id=ids["project"]),
+        "list_tasks": models.ListTasksRequest(project_id=ids["project"]),
+    }
+    for name, request in listings.items():
+        seen[name] = getattr(client, name)(instance, request).body.to_map()
+    entity = client.get_project_feature_entity(instance, ids["project"], "user/of it")
+    seen["by_name"] = entity.body.to_map()
+    seen["tables"] = client.list_datasource_tables(
+        instance, asked.get("offline", seen["project"]["OfflineDatasourceId"]), models.ListDatasourceTablesRequest()
+    ).body.to_map()
+    seen["table"] = client.get_datasource_table(instance, seen["project"]["OfflineDatasourceId"], "users").body.to_map()
+    client.update_project(instance, ids["project"], models.UpdateProjectRequest(description="naïve ☃"))
+    seen["description"] = client.get_project(instance, ids["project"]).body.description
+    client.update_label_table(
+        instance,
+        ids["label_table"],
+        models.UpdateLabelTableRequest(
+            name="renamed",
+            fields=[models.UpdateLabelTableRequestFields(name="clicked", type="INT32", attributes=["EventTime"])],
+        ),
+    )
+    seen["update_request_id"] = client.update_feature_view(
+        instance,
+        ids["feature_view"],
+        models.UpdateFeatureViewRequest(
+            fields=[
+                models.UpdateFeatureViewRequestFields(name=name, type=kind, attributes=attributes)
+                for name, kind, attributes in VIEW_FIELDS
+            ]
+        ),
+    ).body.request_id
+    seen["asynchronous"] = asyncio.run(read_asynchronously(client, instance, ids["project"]))
+    seen["refused"] = {name: refusal(call) for name, call in refusals(client, instance, ids).items()}
+    client.delete_model_feature(instance, ids["model_feature"])
+    client.delete_feature_view(instance, ids["feature_view"])
+    seen["deleted"] = refusal(lambda: client.get_feature_view(instance, ids["feature_view"]))
+    return seen
+
+
+VIEW_FIELDS = (
+    ("user_id", "INT64", ["PrimaryKey"]),
+    ("age", "INT32", []),
+    ("score", "FLOAT", []),
+    ("city", "STRING", []),
+    ("seen_at", "TIMESTAMP", []),
+    ("tags", "ARRAY<STRING>", []),
+)
+
+
+def made(client: Client, instance: str, root: str, project: str) -> dict[str, str]:
+    """Ids by kind."""
+    offline = client.create_datasource(
+        instance,
+        models.CreateDatasourceRequest(
+            name=f"offline {project}",
+            workspace_id="234",
+            type="MaxCompute",
+            uri="p",
+            config=json.dumps({"driver": "parquet", "root": root}),
+        ),
+    ).body.datasource_id
+    online = client.create_datasource(
+        instance,
+        models.CreateDatasourceRequest(
+            name=f"online {project}", workspace_id="234", type="FeatureDB", uri="feature_db", config="{}"
+        ),
+    ).body.datasource_id
+    project_id = client.create_project(
+        instance,
+        models.CreateProjectRequest(
+            name=project,
+            workspace_id="324",
+            description="This is a test.",
+            offline_datasource_id=offline,
+            offline_life_cycle=90,
+            online_datasource_id=online,
+        ),
+    ).body.project_id
+    entity = client.create_feature_entity(
+        instance, models.CreateFeatureEntityRequest(name="user/of it", join_id="uid", project_id=project_id)
+    ).body.feature_entity_id
+    view = client.create_feature_view(
+        instance,
+        models.CreateFeatureViewRequest(
+            project_id=project_id,
+            name="profile",
+            type="Batch",
+            feature_entity_id=entity,
+            write_method="ByReadyMadeTable",
+            register_table="users",
+            register_datasource_id=offline,
+            sync_online_table=True,
+            ttl=90,
+            tags=["label1"],
+            fields=[
+                models.CreateFeatureViewRequestFields(name=name, type=kind, attributes=attributes)
+                for name, kind, attributes in VIEW_FIELDS
+            ],
+        ),
+    ).body.feature_view_id
+    label = client.create_label_table(
+        instance,
+        models.CreateLabelTableRequest(
+            project_id=project_id,
+            datasource_id=offline,
+            name="clicks",
+            fields=[models.CreateLabelTableRequestFields(name="clicked", type="INT32", attributes=["LabelField"])],
+        ),
+    ).body.label_table_id
+    model = client.create_model_feature(
+        instance,
+        models.CreateModelFeatureRequest(
+            project_id=project_id,
+            name="model",
+            label_table_id=label,
+            label_priority_level=0,
+            features=[
+                models.CreateModelFeatureRequestFeatures(
+                    feature_view_id=view, name="age", alias_name="years", type="INT32"
+                )
+            ],
+        ),
+    ).body.model_feature_id
+    return {
+        "datasource": offline,
+        "project": project_id,
+        "feature_entity": entity,
+        "feature_view": view,
+        "label_table": label,
+        "model_feature": model,
+    }
+
+
+def publish(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
+    """Publish a partition, follow the task, read rows; then publish another one with Merge and read again."""
+    instance = instance_of(client)
+    ids = made(client, instance, asked["root"], asked["project"])
+    view = ids["feature_view"]
+    seen: dict[str, Any] = {"before": online(client, instance, view, ["1"])}
+    seen["overwrite"] = published(client, instance, view, "Overwrite", {"ds": {"value": "20230820"}})
+    seen["after"] = online(client, instance, view, ["3", "99", "1"])
+    seen["merge"] = published(client, instance, view, "Merge", {"ds": "20230821"})
+    seen["merged"] = online(client, instance, view, ["1", "3", "4"])
+    seen["view"] = client.get_feature_view(instance, view).body.to_map()
+    task = seen["overwrite"]["task_id"]
+    seen["logs"] = client.list_task_logs(instance, task, models.ListTaskLogsRequest(page_size=100)).body.logs
+    seen["tasks"] = client.list_tasks(
+        instance, models.ListTasksRequest(task_ids=[task], status="Success")
+    ).body.to_map()
+    seen["stop"] = refusal(lambda: client.stop_task(instance, task))
+    seen["model_in_use"] = refusal(lambda: client.delete_feature_view(instance, view))
+    return seen
+
+
+def published(client: Client, instance: str, view: str, mode: str, partitions: dict[str, Any]) -> dict[str, Any]:
+    task_id = client.publish_feature_view_table(
+        instance,
+        view,
+        models.PublishFeatureViewTableRequest(
+            mode=mode, partitions=partitions, offline_to_online=True, event_time="", config="{}"
+        ),
+    ).body.task_id
+    give_up = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < give_up:
+        task = client.get_task(instance, task_id).body
+        if task.status in ("Success", "Failure"):
+            return {"task_id": task_id, **task.to_map()}
+        time.sleep(POLL_SECONDS)
+    raise TimeoutError(f"task {task_id} is {task.status}")
+
+
+def online(client: Client, instance: str, view: str, join_ids: list[str]) -> list[Any]:
+    request = models.ListFeatureViewOnlineFeaturesRequest(join_ids=join_ids)
+    answer = client.list_feature_view_online_features(instance, view, request)
+    return [json.loads(text) for text in answer.body.online_features]
+
+
+async def read_asynchronously(client: Client, instance: str, project: str) -> Any:
+    got = await client.get_project_async(instance, project)
+    return got.body.name
+
+
+def refusals(client: Client, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
+    return {
+        "missing": lambda: client.get_project(instance, "999"),
+        "other instance": lambda: client.get_project("fs-other", ids["project"]),
+        "invalid": lambda: client.create_project(
+            instance,
+            models.CreateProjectRequest(
+                name="1bad", workspace_id="1", offline_datasource_id="1", online_datasource_id="2"
+            ),
+        ),
+        "taken": lambda: client.create_datasource(
+            instance,
+            models.CreateDatasourceRequest(name="offline shop", workspace_id="1", type="Hologres", uri="i/d"),
+        ),
+        "in use": lambda: client.delete_feature_view(instance, ids["feature_view"]),
+        "no join ids": lambda: client.list_feature_view_online_features(
+            instance, ids["feature_view"], models.ListFeatureViewOnlineFeaturesRequest()
+        ),
+        "not ours": lambda: client.get_service_identity_role("x"),
+    }
+
+
+def refusal(call: Callable[[], Any]) -> list[Any]:
+    """Kind of exception, status, code and whether a request id came along; or that nothing was raised."""
+    try:
+        call()
+    except ClientException as error:
+        return ["ClientException", error.status_code, error.code, "request id" in error.message]
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return ["nothing was raised"]
+
+
+def rejected(client: Client, asked: dict[str, Any]) -> list[Any]:
+    """What a client sees whose credential is not good."""
+    return refusal(lambda: client.list_instances(models.ListInstancesRequest()))
+
+
+SCENARIOS: dict[str, Callable[[Client, dict[str, Any]], Any]] = {
+    "catalogue": catalogue,
+    "publish": publish,
+    "rejected": rejected,
+}
+
+if __name__ == "__main__":
+    main()

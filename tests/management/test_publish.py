@@ -1,0 +1,401 @@
+"""Publishing, with the real serving service: progress, failures that lose nothing, workers that die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from chassis.client import open_channel
+from chassis.inprocess import InProcessChannel
+from chassis.server import GrpcServer
+from chassis.settings import Settings
+from services.management.process import open_service
+from services.management.settings import ManagementSettings
+from services.management.worker import run_worker
+from services.serving.process import open_service as open_serving
+from services.serving.settings import ServingSettings
+from tests.management.conftest import Pai, catalogue
+
+ROOT = Path(__file__).resolve().parents[2]
+FIELDS = [
+    {"Name": "id", "Type": "INT64", "Attributes": ["PrimaryKey"]},
+    {"Name": "x", "Type": "DOUBLE", "Attributes": []},
+]
+
+
+@pytest.fixture
+async def serving(settings: Settings) -> AsyncIterator[Any]:
+    async with open_serving(settings, ServingSettings()) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def services(settings: Settings, own: ManagementSettings, serving: Any) -> AsyncIterator[Any]:
+    """Management with serving: stands in for the fixture without it."""
+    async with open_service(settings, own, InProcessChannel(serving)) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def worker(settings: Settings, own: ManagementSettings, serving: Any) -> AsyncIterator[None]:
+    """A worker in this process."""
+    stop = asyncio.Event()
+    working = asyncio.create_task(run_worker(settings, own, InProcessChannel(serving), stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await working
+
+
+def write(folder: Path, ids: Iterator[int] | range, x: float = 0.5) -> None:
+    table = pa.table({"id": pa.array(ids, pa.int64())})
+    table = table.append_column("x", pa.array([x] * table.num_rows))
+    pq.write_table(table, folder / "users.parquet", row_group_size=100_000)
+
+
+async def view_of_users(caller: Pai, folder: Path, **changes: Any) -> str:
+    """A view of the table `users` in the folder; its id."""
+    config = orjson.dumps({"driver": "parquet", "root": str(folder)}).decode()
+    ids = await catalogue(caller, config=config)
+    view = {
+        "ProjectId": ids["project"],
+        "Name": "profile",
+        "Type": "Batch",
+        "FeatureEntityId": ids["entity"],
+        "WriteMethod": "ByReadyMadeTable",
+        "RegisterTable": "users",
+        "RegisterDatasourceId": ids["offline"],
+        "SyncOnlineTable": True,
+        "Fields": FIELDS,
+    }
+    return await caller.made("FeatureView", **{**view, **changes})
+
+
+async def publish(caller: Pai, view: str, **changes: Any) -> str:
+    body = {"FeatureViewId": view, "Mode": "Overwrite", "OfflineToOnline": True, **changes}
+    return str((await caller.answer("PublishFeatureViewTable", **body))["TaskId"])
+
+
+async def until(caller: Pai, task: str, *statuses: str, rows: int = 0, seconds: float = 40) -> dict[str, Any]:
+    """The task, once it has one of the statuses and so many rows done."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found: dict[str, Any] = await caller.answer("GetTask", TaskId=task)
+            if found["Status"] in statuses and found["RowsDone"] >= rows:
+                return found
+            assert found["Status"] not in {"Success", "Failure"} - set(statuses), await logs(caller, task)
+            await asyncio.sleep(0.05)
+
+
+async def logs(caller: Pai, task: str) -> list[str]:
+    return list((await caller.answer("ListTaskLogs", TaskId=task, PageSize=100))["Logs"])
+
+
+async def online(caller: Pai, view: str, *keys: int | str) -> list[Any]:
+    answer = await caller.answer("ListFeatureViewOnlineFeatures", FeatureViewId=view, JoinIds=list(keys))
+    return [orjson.loads(text) for text in answer["OnlineFeatures"]]
+
+
+async def test_from_parquet_to_online_rows(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    write(tmp_path, range(50_000))
+    view = await view_of_users(caller, tmp_path)
+    task = await publish(caller, view)
+    waiting = await caller.answer("GetTask", TaskId=task)
+    assert (waiting["Status"], waiting["RowsDone"], waiting["TaskId"]) == ("Initializing", 0, task)
+    assert "GmtExecutedTime" not in waiting
+    async with worker(settings, own, serving):
+        done = await until(caller, task, "Success")
+    assert (done["RowsDone"], done["RowsTotal"]) == (50_000, 50_000)
+    assert orjson.loads(done["RunningConfig"])["feature_group"] == "profile"
+    assert orjson.loads(done["Config"])["mode"] == "overwrite"
+    assert done["GmtExecutedTime"] <= done["GmtFinishedTime"]
+    assert await online(caller, view, 49_999, 50_000, "0") == [{"user_id": 49_999, "x": 0.5}, {"user_id": 0, "x": 0.5}]
+    assert (await caller.answer("GetFeatureView", FeatureViewId=view))["LastSyncConfig"] == done["Config"]
+    await caller.refused("StopTask", 400, "InvalidParameter", TaskId=task)
+    # The view is a feature group now; with its columns changed it would be another one.
+    await caller.refused(
+        "UpdateFeatureView",
+        400,
+        "InvalidParameter",
+        FeatureViewId=view,
+        Fields=[*FIELDS, {"Name": "y", "Type": "INT32"}],
+    )
+    await caller.answer("DeleteFeatureView", FeatureViewId=view)
+    again = await caller.made(
+        "FeatureView", Name="profile", ProjectId="1", Type="Batch", WriteMethod="Custom", SyncOnlineTable=True,
+        FeatureEntityId="1", Fields=[FIELDS[0]],
+    )  # fmt: skip
+    assert await online(caller, again, 1) == []
+    assert (await caller.answer("GetTask", TaskId=task))["Status"] == "Success"
+
+
+async def test_a_failed_overwrite_leaves_the_old_rows(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    write(tmp_path, range(30_000))
+    view = await view_of_users(caller, tmp_path)
+    async with worker(settings, own, serving):
+        await until(caller, await publish(caller, view), "Success")
+        table = pa.table({"id": [*range(40_000), None], "x": [9.5] * 40_001})
+        pq.write_table(table, tmp_path / "users.parquet")
+        task = await publish(caller, view)
+        await until(caller, task, "Failure")
+    assert "row 40001, column id: the key is null" in (await logs(caller, task))[-1]
+    assert await online(caller, view, 1, 35_000) == [{"user_id": 1, "x": 0.5}]
+    assert (await caller.answer("GetFeatureView", FeatureViewId=view))["LastSyncConfig"] != ""
+
+
+async def test_merge(caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path) -> None:
+    write(tmp_path, range(10))
+    view = await view_of_users(caller, tmp_path)
+    async with worker(settings, own, serving):
+        await until(caller, await publish(caller, view), "Success")
+        write(tmp_path, range(9, 12), x=2.5)
+        await until(caller, await publish(caller, view, Mode="merge"), "Success")
+        assert [row["x"] for row in await online(caller, view, *range(13))] == [0.5] * 9 + [2.5] * 3
+        await until(caller, await publish(caller, view), "Success")
+        assert [row["user_id"] for row in await online(caller, view, *range(13))] == [9, 10, 11]
+
+
+async def test_without_copying(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    view = await view_of_users(caller, tmp_path)
+    await caller.refused(
+        "PublishFeatureViewTable", 404, "ResourceNotFound", FeatureViewId=view, Mode="Merge", OfflineToOnline=True
+    )
+    async with worker(settings, own, serving):
+        task = await publish(caller, view, OfflineToOnline="false")
+        assert (await until(caller, task, "Success"))["RowsTotal"] == 0
+
+
+async def test_what_is_refused_at_once(caller: Pai, tmp_path: Path) -> None:
+    write(tmp_path, range(1))
+    view = await view_of_users(caller, tmp_path)
+    for wrong in (
+        {"Mode": ""},
+        {"Mode": "Append"},
+        {"Partitions": {"ds": "1"}},
+        {"Partitions": {"x": {}}},
+        {"Partitions": [1]},
+        {"EventTime": "yesterday"},
+        {"Config": "{"},
+    ):
+        body = {"FeatureViewId": view, "Mode": "Overwrite", "OfflineToOnline": True, **wrong}
+        await caller.refused("PublishFeatureViewTable", 400, "InvalidParameter", **body)
+    plain = {
+        "ProjectId": "1",
+        "Type": "Batch",
+        "WriteMethod": "Custom",
+        "SyncOnlineTable": True,
+        "FeatureEntityId": "1",
+    }
+    for number, change in enumerate(
+        (
+            {"SyncOnlineTable": False, "Fields": FIELDS},
+            {"Fields": FIELDS[1:]},
+            {"FeatureEntityId": "", "Fields": FIELDS},
+            {"Type": "Sequence", "Fields": FIELDS},
+        )
+    ):
+        other = await caller.made("FeatureView", **{**plain, "Name": f"v{number}", **change})
+        await caller.refused("PublishFeatureViewTable", 400, "InvalidParameter", FeatureViewId=other, Mode="Merge")
+    hologres = await caller.made("Datasource", Name="h", WorkspaceId="1", Type="Hologres", Uri="i/db")
+    project = await caller.made(
+        "Project", Name="holo", WorkspaceId="1", OfflineDatasourceId="1", OnlineDatasourceId=hologres
+    )
+    entity = await caller.made("FeatureEntity", Name="e", JoinId="k", ProjectId=project)
+    elsewhere = {**plain, "ProjectId": project, "FeatureEntityId": entity, "Name": "v", "Fields": FIELDS}
+    made = await caller.made("FeatureView", **elsewhere)
+    message = await caller.refused("PublishFeatureViewTable", 400, "InvalidParameter", FeatureViewId=made, Mode="Merge")
+    assert "Hologres" in message
+
+
+async def test_stop(caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path) -> None:
+    write(tmp_path, range(400_000))
+    view = await view_of_users(caller, tmp_path)
+    waiting = await publish(caller, view)
+    await caller.refused("DeleteFeatureView", 400, "DependencyExists", FeatureViewId=view)
+    await caller.answer("StopTask", TaskId=waiting)
+    assert (await caller.answer("GetTask", TaskId=waiting))["Status"] == "Failure"
+    slow = own.model_copy(update={"publish_batch_rows": 200})
+    async with worker(settings, slow, serving):
+        running = await publish(caller, view)
+        await until(caller, running, "Running", rows=1)
+        await caller.answer("StopTask", TaskId=running)
+        stopped = await caller.answer("GetTask", TaskId=running)
+        assert (stopped["Status"], stopped["RowsTotal"]) == ("Failure", 400_000)
+        await asyncio.sleep(1.2)
+        # The worker has given up: nothing is said of the task any more, nothing was shown of its rows.
+        later = await caller.answer("GetTask", TaskId=running)
+        assert (later["RowsDone"], later["Status"]) == (stopped["RowsDone"], "Failure")
+    assert "stopped by admin" in (await logs(caller, running))[-1]
+    assert await online(caller, view, 1) == []
+
+
+async def test_a_task_comes_back_when_serving_does(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    """Serving cannot be reached at first. The task waits, tries again, and succeeds."""
+    write(tmp_path, range(10))
+    view = await view_of_users(caller, tmp_path)
+    away = GrpcServer(serving, host="127.0.0.1", port=0, max_message_bytes=1 << 20)
+    port = await away.start()
+    await away.stop(0)
+    task = await publish(caller, view)
+    stop = asyncio.Event()
+    async with open_channel(f"127.0.0.1:{port}", settings) as channel:
+        working = asyncio.create_task(run_worker(settings, own, channel, stop))
+        await until_logged(caller, task, "again in")
+        assert (await caller.answer("GetTask", TaskId=task))["Status"] == "Running"
+        back = GrpcServer(serving, host="127.0.0.1", port=port, max_message_bytes=1 << 20)
+        await back.start()
+        await until(caller, task, "Success")
+        stop.set()
+        await working
+        await back.stop(1)
+    assert await online(caller, view, 3) == [{"user_id": 3, "x": 0.5}]
+
+
+async def test_a_task_gives_up_in_the_end(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    write(tmp_path, range(10))
+    view = await view_of_users(caller, tmp_path)
+    task = await publish(caller, view)
+    stop = asyncio.Event()
+    few = own.model_copy(update={"task_attempts": 2})
+    async with open_channel("127.0.0.1:1", settings) as channel:
+        working = asyncio.create_task(run_worker(settings, few, channel, stop))
+        await until(caller, task, "Failure")
+        stop.set()
+        await working
+    assert "failed after 2 attempts" in (await logs(caller, task))[-1]
+
+
+async def test_a_worker_outlives_its_connections(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    """PostgreSQL drops every connection of the worker, while it waits and while it works."""
+    write(tmp_path, range(150_000))
+    view = await view_of_users(caller, tmp_path)
+    async with worker(settings, own.model_copy(update={"publish_batch_rows": 1_000}), serving):
+        await until(caller, await publish(caller, view), "Success")
+        await drop_connections(settings)
+        task = await publish(caller, view)
+        await until(caller, task, "Running", rows=1)
+        await drop_connections(settings)
+        await until(caller, task, "Success")
+        await until(caller, await publish(caller, view), "Success")
+    assert len(await online(caller, view, 0, 149_999)) == 2
+
+
+async def drop_connections(settings: Settings) -> None:
+    connection = await asyncpg.connect(settings.postgres_url.get_secret_value())
+    dropped = await connection.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'triglot-worker'"
+    )
+    await connection.close()
+    assert len(dropped) >= 2
+
+
+async def until_logged(caller: Pai, task: str, text: str) -> None:
+    for _ in range(400):
+        if any(text in line for line in await logs(caller, task)):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{text!r} is not in the log of task {task}")
+
+
+async def test_a_stopping_worker_gives_its_task_back(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    write(tmp_path, range(300_000))
+    view = await view_of_users(caller, tmp_path)
+    async with worker(settings, own.model_copy(update={"publish_batch_rows": 200}), serving):
+        task = await publish(caller, view)
+        await until(caller, task, "Running", rows=1)
+    assert (await caller.answer("GetTask", TaskId=task))["Status"] == "Running"
+    async with worker(settings, own, serving):
+        await until(caller, task, "Success")
+    assert sum("attempt" in line for line in await logs(caller, task)) == 2
+    assert len(await online(caller, view, 0, 299_999)) == 2
+
+
+class Process:
+    """`python -m services.management.worker` in a process of its own."""
+
+    def __init__(self, settings: Settings, serving_port: int, roots: Path, **more: str) -> None:
+        self._environment = {
+            **os.environ,
+            "TRIGLOT_POSTGRES_URL": settings.postgres_url.get_secret_value(),
+            "TRIGLOT_SECRET_KEY": settings.secret_key.get_secret_value(),
+            "TRIGLOT_SERVICE_API_KEY": settings.service_api_key.get_secret_value(),
+            "TRIGLOT_SERVING_TARGET": f"127.0.0.1:{serving_port}",
+            "TRIGLOT_METRICS_PORT": "0",
+            "TRIGLOT_MANAGEMENT_OFFLINE_ROOTS": orjson.dumps([str(roots)]).decode(),
+            "TRIGLOT_MANAGEMENT_LEASE_SECONDS": "2",
+            **more,
+        }
+
+    async def __aenter__(self) -> asyncio.subprocess.Process:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.management.worker", cwd=ROOT, env=self._environment,
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        return self._process
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+        async with asyncio.timeout(10):
+            await self._process.wait()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], ids=lambda how: how.name)
+async def test_another_worker_takes_over(
+    caller: Pai, settings: Settings, serving: Any, tmp_path: Path, how: signal.Signals
+) -> None:
+    """One worker is killed, or frozen, or told to stop in the middle of a publish; another one finishes it."""
+    write(tmp_path, range(500_000))
+    view = await view_of_users(caller, tmp_path)
+    port_server = GrpcServer(serving, host="127.0.0.1", port=0, max_message_bytes=64 << 20)
+    port = await port_server.start()
+    try:
+        slow = {"TRIGLOT_MANAGEMENT_PUBLISH_BATCH_ROWS": "200"}
+        async with Process(settings, port, tmp_path, **slow) as first:
+            task = await publish(caller, view)
+            await until(caller, task, "Running", rows=200)
+            first.send_signal(how)
+            async with Process(settings, port, tmp_path):
+                await until(caller, task, "Success")
+                assert len(await online(caller, view, 0, 250_000, 499_999)) == 3
+                if how is signal.SIGSTOP:
+                    # Back from the dead, the first one finds that the task is not its own any more.
+                    first.send_signal(signal.SIGCONT)
+                    await asyncio.sleep(1.5)
+        done = await caller.answer("GetTask", TaskId=task)
+        assert (done["Status"], done["RowsDone"]) == ("Success", 500_000)
+        assert len(await online(caller, view, 0, 250_000, 499_999)) == 3
+    finally:
+        await port_server.stop(1)
+    lines = await logs(caller, task)
+    assert sum("by worker" in line for line in lines) == 2, lines
+    assert sum("done:" in line for line in lines) == 1, lines

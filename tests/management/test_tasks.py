@@ -1,0 +1,61 @@
+"""Whose a task is, and that none is lost: the rows of `task` and the queue, without any worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chassis import calls
+from chassis.postgres import Database
+from chassis.principals import Principal
+from services.management.tasks import Tasks
+from tests.management.conftest import Pai, catalogue
+
+
+@pytest.fixture
+async def task_id(caller: Pai, database: Database) -> int:
+    """A queued task."""
+    ids = await catalogue(caller)
+    view = await caller.made(
+        "FeatureView", Name="v", ProjectId=ids["project"], Type="Batch", WriteMethod="Custom", SyncOnlineTable=True
+    )
+    row: dict[str, Any] = {"id": int(view), "project_id": 1, "project_name": "shop", "feature_store": "shop"}
+    token = calls.enter(calls.Call("R", principal=Principal("admin", administrator=True)))
+    made = await Tasks(database).publish(row, {"mode": "merge"})
+    calls.leave(token)
+    return made
+
+
+async def test_only_the_last_attempt_may_speak(database: Database, task_id: int) -> None:
+    tasks = Tasks(database)
+    first, second = await tasks.begin(task_id), await tasks.begin(task_id)
+    assert first is not None
+    assert second is not None
+    assert (first["attempt"], second["attempt"]) == (1, 2)
+    assert not await tasks.advance(first, 5, 10, {})
+    assert not await tasks.succeed(first, "done")
+    assert not await tasks.fail(first, "failed")
+    assert await tasks.advance(second, 1, 10, {})
+    assert await tasks.succeed(second, "done")
+    assert not await tasks.advance(second, 2, 10, {})
+    assert await tasks.begin(task_id) is None
+    assert await database.fetchval("SELECT status FROM management.task") == "Success"
+    assert await database.fetchval("SELECT last_sync_config FROM management.feature_view") == '{"mode":"merge"}'
+    assert await database.fetchval("SELECT count(*) FROM management.task_log WHERE message = 'done'") == 1
+
+
+async def test_a_task_that_fell_out_of_the_queue_is_put_back(database: Database, task_id: int) -> None:
+    tasks = Tasks(database)
+    assert await tasks.rescue() == []
+    await database.execute("DELETE FROM management.task_pgqueuer")
+    assert await tasks.rescue() == [task_id]
+    assert await database.fetchval("SELECT payload FROM management.task_pgqueuer") == str(task_id).encode()
+    assert await tasks.rescue() == []
+
+
+async def test_stopping_takes_it_out_of_the_queue(caller: Pai, database: Database, task_id: int) -> None:
+    await caller.answer("StopTask", TaskId=str(task_id))
+    assert await database.fetchval("SELECT count(*) FROM management.task_pgqueuer") == 0
+    assert await Tasks(database).begin(task_id) is None
+    assert await Tasks(database).rescue() == []

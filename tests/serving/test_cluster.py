@@ -1,0 +1,118 @@
+"""The same service on a real Redis Cluster of three primaries."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import redis
+
+from chassis.settings import Settings
+from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
+from protos.gen.triglot.serving.v1.value_pb2 import Value
+from tests.serving.conftest import MERGE, Client
+from triglot.embedded import binaries
+
+SLOTS = 16_384
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free, and so are those 10,000 above, where the nodes talk to each other."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", random.randint(20_000, 30_000)))
+                other.bind(("127.0.0.1", one.getsockname()[1] + 10_000))
+            except OSError:
+                continue
+            found.append(one.getsockname()[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def ports() -> list[int]:
+    return free_ports(3)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[str]:
+    """Its URL. No tool forms it but a few commands."""
+    program = str(binaries.find_redis().path)
+    nodes = []
+    try:
+        for port in ports:
+            folder: Path = tmp_path_factory.mktemp(f"node{port}")
+            command = [program, "--port", str(port), "--cluster-enabled", "yes", "--dir", str(folder), "--save", ""]
+            nodes.append(subprocess.Popen([*command, "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL))
+        clients = [redis.Redis(port=port) for port in ports]
+        for number, client in enumerate(clients):
+            wait_for(client.ping)
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(number * SLOTS // 3, (number + 1) * SLOTS // 3))
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
+        for client in clients:
+            wait_for(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))  # noqa: B023
+            client.close()
+        yield f"redis://127.0.0.1:{ports[0]}"
+    finally:
+        for node in nodes:
+            node.kill()
+            node.wait()
+
+
+def wait_for(ready: Callable[[], Any]) -> None:
+    for _ in range(200):
+        try:
+            if ready():
+                return
+        except redis.RedisError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+async def test_rows_of_all_nodes(
+    open_stack: Callable[..., Any], settings: Settings, cluster: str, ports: list[int]
+) -> None:
+    url = type(settings.redis_url)(cluster)
+    own = settings.model_copy(update={"redis_url": url, "redis_cluster": True})
+    async with open_stack(settings=own, sweep_seconds=0.1) as stack:
+        serving: Client = stack.client
+        group = await serving.group("g", {"id": "bigint", "x": "string"}, ["id"])
+        timed = await serving.group("t", {"id": "bigint", "at": "bigint"}, ["id"], event_time="at")
+        await serving.write(group, [{"id": number, "x": "old"} for number in range(500)])
+        await serving.write(group, [{"id": number, "x": str(number)} for number in range(500)])
+        await serving.write(timed, [{"id": number, "at": 5} for number in range(500)], MERGE)
+        await serving.write(timed, [{"id": number, "at": number % 10} for number in range(500)], MERGE)
+        joins = [{"group": "g"}, {"group": "t", "on": [("id", "id")]}]
+        await serving.view("v", joins, [(0, "x"), (1, "at")])
+        entries = orjson.dumps([{"id": number} for number in range(600)])
+        request = pb.RenderFeatureVectorsRequest(
+            feature_store="demo", feature_view="v", version=1, entries=entries, batch=True
+        )
+        vectors = [orjson.loads(each) for each in (await serving.call("RenderFeatureVectors", request)).vectors]
+        assert vectors[:500] == [[str(number), max(5, number % 10)] for number in range(500)]
+        assert vectors[500:] == [[None, None]] * 100
+        keys = [pb.RowKey(values=[Value(int_value=number)]) for number in (0, 499, 500)]
+        read = pb.ReadRowsRequest(feature_store="demo", feature_group="g", version=1, keys=keys)
+        assert [row.found for row in (await serving.call("ReadRows", read)).rows] == [True, True, False]
+        # The replaced rows go from all nodes.
+        async with asyncio.timeout(10):
+            while True:
+                if sum(stored(port) for port in ports) == 1_000:
+                    break
+                await asyncio.sleep(0.1)
+        assert all(stored(port) for port in ports)
+
+
+def stored(port: int) -> int:
+    with redis.Redis(port=port) as client:
+        return int(client.dbsize())

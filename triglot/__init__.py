@@ -1,0 +1,1 @@
+"""The front door: command line, the stack that wires everything, embedded servers, the sample."""

@@ -1,0 +1,276 @@
+"""The command `triglot`."""
+
+from __future__ import annotations
+
+import os
+
+# Nothing of ours calls gRPC after a fork; its fork handlers would only warn when the worker is started.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+import asyncio
+import importlib
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import orjson
+import typer
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsError
+from rich.console import Console
+
+from chassis import errors
+from chassis.identity.store import IdentityStore
+from chassis.migrations import MigrationError, migrate
+from chassis.postgres import open_database
+from chassis.principals import Principal
+from chassis.secretbox import SecretBox
+from chassis.settings import Settings
+from triglot.schemas import SCHEMAS
+
+app = typer.Typer(
+    help="Triglot: one feature store that speaks Feast, Hopsworks and PAI FeatureStore.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+keys = typer.Typer(help="Principals and their API keys. Works on the database itself.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+console = Console(highlight=False)
+
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Where the embedded servers keep their data.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+T = TypeVar("T")
+_DEFAULT_DATA_DIR = Path(".triglot")
+
+
+class Role(StrEnum):
+    """What `triglot serve` can be."""
+
+    registry = "registry"
+    serving = "serving"
+    management = "management"
+    worker = "worker"
+    gateway = "gateway"
+
+
+_MODULES = {
+    Role.registry: "services.registry.__main__",
+    Role.serving: "services.serving.__main__",
+    Role.management: "services.management.__main__",
+    Role.worker: "services.management.worker",
+    Role.gateway: "gateway.__main__",
+}
+
+
+@app.command()
+def up(
+    data_dir: DataDir = _DEFAULT_DATA_DIR,
+    sample: Annotated[bool, typer.Option(help="Load the flights of 2013 on the first start.")] = True,
+    auth: Annotated[bool, typer.Option(help="Ask every caller for a key. Without it: loopback only.")] = True,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    http_port: Annotated[
+        list[int] | None, typer.Option(help="HTTP port; may be repeated.  [default: 6572 4406 8080]")
+    ] = None,
+    registry_port: Annotated[int | None, typer.Option(help="gRPC port of the registry.  [default: 6570]")] = None,
+    serving_port: Annotated[int | None, typer.Option(help="gRPC port of serving.  [default: 6571]")] = None,
+    management_port: Annotated[int | None, typer.Option(help="gRPC port of management.  [default: 6573]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics; 0: none.  [default: 6574]")] = None,
+) -> None:
+    """Start everything on this machine and stay until Ctrl-C.
+
+    PostgreSQL and Redis are started too, with their data in `--data-dir`, unless `TRIGLOT_POSTGRES_URL` and
+    `TRIGLOT_REDIS_URL` lead to others. Every port 0 means a free one; `endpoints.json` in the data folder says which.
+
+    Examples: `triglot up` - `triglot up --no-sample --data-dir /srv/triglot` - `triglot up --no-auth`
+    """
+    given = {
+        "TRIGLOT_HOST": host,
+        "TRIGLOT_GATEWAY_PORTS": orjson.dumps(http_port).decode() if http_port else None,
+        "TRIGLOT_REGISTRY_PORT": registry_port,
+        "TRIGLOT_SERVING_PORT": serving_port,
+        "TRIGLOT_MANAGEMENT_PORT": management_port,
+        "TRIGLOT_METRICS_PORT": metrics_port,
+    }
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    # Only here: the other commands should not wait for the whole product to be imported.
+    from triglot import up as product
+    from triglot.embedded import EmbeddedServerError
+    from triglot.sample.load import SampleFailed
+    from triglot.sample.tables import SampleUnavailable
+
+    try:
+        product.run(product.Options(data_dir, sample, auth), console)
+    except (
+        EmbeddedServerError,
+        SampleFailed,
+        SampleUnavailable,
+        MigrationError,
+        errors.TriglotError,
+        ValueError,
+    ) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def serve(role: Annotated[Role, typer.Argument(help="Which process to be.")]) -> None:
+    """Run one process of a deployment, set up by environment variables (docs/configuration.md)."""
+    importlib.import_module(_MODULES[role]).main()
+
+
+@app.command(name="migrate")
+def migrate_command(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
+    """Bring the database's schemas up to date. Safe to run at any time, by any number of processes."""
+    settings = _settings(data_dir)
+    try:
+        applied = asyncio.run(migrate(settings.postgres_url.get_secret_value(), SCHEMAS))
+    except (MigrationError, OSError) as error:
+        _fail(error)
+    console.print("\n".join(applied) or "nothing to do")
+
+
+@app.command()
+def endpoints(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
+    """Print what `triglot up` offers right now, as JSON: addresses, keys, one call that works."""
+    path = data_dir / "endpoints.json"
+    if not path.exists():
+        _fail(f"nothing runs on {data_dir}: start it with `triglot up`")
+    sys.stdout.write(path.read_text() + "\n")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    console.print(package_version("triglot"))
+
+
+@keys.command("create")
+def create_key(
+    principal: Annotated[str, typer.Argument(help="Name of the principal; made if it does not exist.")],
+    store: Annotated[list[str] | None, typer.Option(help="Feature store it may use; `*` for all.")] = None,
+    action: Annotated[
+        list[str] | None, typer.Option(help="Action it may perform, such as `featurestore:Get*`.")
+    ] = None,
+    role: Annotated[list[str] | None, typer.Option(help="Role, for Feast's permissions.")] = None,
+    administrator: Annotated[bool, typer.Option("--administrator", help="May do everything.")] = False,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until the key expires.")] = None,
+    data_dir: DataDir = _DEFAULT_DATA_DIR,
+) -> None:
+    """Make an API key. It is printed once and cannot be read again.
+
+    Example: `triglot keys create reader --store flights --action 'featurestore:*'`
+    """
+    wanted = Principal(
+        principal,
+        administrator,
+        frozenset(role or ()),
+        frozenset(),
+        frozenset(store or ()),
+        tuple(action or ()),
+    )
+
+    async def make() -> str:
+        async with _identity(data_dir) as identity:
+            known = {stored.principal.name: stored.principal for stored in await identity.list_principals()}
+            if principal not in known:
+                await identity.create_principal(wanted)
+            elif any((administrator, role, store, action)) and known[principal] != wanted:
+                raise errors.AlreadyExists(f"principal {principal} exists with other rights; delete it first")
+            expires = datetime.now(UTC) + timedelta(days=days) if days else None
+            return (await identity.create_api_key(principal, expires))[0]
+
+    console.print(_run(make()), soft_wrap=True)
+
+
+@keys.command("list")
+def list_keys(data_dir: DataDir = _DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+    """List API keys: prefix, principal, expiry. Never their secrets."""
+
+    async def listed() -> list[dict[str, str]]:
+        async with _identity(data_dir) as identity:
+            return [
+                {
+                    "prefix": key.identifier,
+                    "principal": key.principal,
+                    "created": key.created_at.isoformat(timespec="seconds"),
+                    "expires": key.expires_at.isoformat(timespec="seconds") if key.expires_at else "never",
+                }
+                for key in await identity.list_api_keys()
+            ]
+
+    found = _run(listed())
+    if as_json:
+        sys.stdout.write(orjson.dumps(found).decode() + "\n")
+        return
+    for key in found:
+        console.print(f"{key['prefix']}  {key['principal']:<24} created {key['created']}  expires {key['expires']}")
+
+
+@keys.command("revoke")
+def revoke_key(
+    prefix: Annotated[str, typer.Argument(help="The key's first 16 characters.")], data_dir: DataDir = _DEFAULT_DATA_DIR
+) -> None:
+    """Make an API key useless, in every process within ten seconds."""
+
+    async def revoke() -> None:
+        async with _identity(data_dir) as identity:
+            await identity.revoke_api_key(prefix)
+
+    _run(revoke())
+    console.print("revoked")
+
+
+@asynccontextmanager
+async def _identity(data_dir: Path) -> AsyncIterator[IdentityStore]:
+    settings = _settings(data_dir)
+    database = await open_database(settings)
+    try:
+        yield IdentityStore(database, SecretBox(settings.secret_key))
+    finally:
+        await database.close()
+
+
+def _settings(data_dir: Path) -> Settings:
+    """Settings from the environment, or those of the embedded servers that run on a data folder."""
+    settings = Settings()
+    if settings.postgres_url.get_secret_value():
+        return settings
+    url_file = data_dir / "postgres.url"
+    if not url_file.exists():
+        _fail(f"set TRIGLOT_POSTGRES_URL, or start the embedded servers of {data_dir} with `triglot up`")
+    return settings.model_copy(update={"postgres_url": SecretStr(url_file.read_text().strip())})
+
+
+def _run(work: Coroutine[object, object, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except errors.TriglotError as error:
+        _fail(error.message)
+
+
+def _fail(problem: object) -> NoReturn:
+    """One line for a person, exit code 1."""
+    sys.stderr.write(f"triglot: {problem}\n")
+    sys.exit(1)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
+        _fail("a setting is wrong. " + "; ".join(lines))
+    except SettingsError as error:
+        _fail(f"a setting is wrong: {error}")
+
+
+if __name__ == "__main__":
+    main()

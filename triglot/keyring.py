@@ -1,0 +1,84 @@
+"""The secrets of an embedded stack: made at its first start, kept in one file that only its user can read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import orjson
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from chassis.identity.store import IdentityStore
+from chassis.postgres import Database
+from chassis.principals import Principal
+from chassis.secretbox import SecretBox, new_key
+
+ADMINISTRATOR = "administrator"
+SERVICE = "triglot-services"
+_FILE = "keys.json"
+
+
+class Keyring(BaseModel):
+    """`api_key` and the access key pair are the administrator's; `service_api_key` is for management's own calls."""
+
+    model_config = ConfigDict(frozen=True)
+
+    secret_key: str
+    api_key: str = ""
+    access_key_id: str = ""
+    access_key_secret: str = ""
+    service_api_key: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the keys were made, not just the secret that encrypts."""
+        return bool(self.api_key and self.access_key_secret and self.service_api_key)
+
+
+def read_or_begin(data_dir: Path) -> Keyring:
+    """The keyring of a data folder; the first time one with a fresh secret, which is kept before it is used."""
+    path = data_dir / _FILE
+    if path.exists():
+        return Keyring.model_validate_json(path.read_bytes())
+    keyring = Keyring(secret_key=new_key())
+    write(data_dir, keyring)
+    return keyring
+
+
+async def complete(keyring: Keyring, database: Database) -> Keyring:
+    """Make what the keyring lacks, or what this database does not know: principals, API keys, an access key pair."""
+    identity = IdentityStore(database, SecretBox(SecretStr(keyring.secret_key)))
+    known = {key.identifier for key in await identity.list_api_keys()}
+    if keyring.complete and keyring.api_key.partition(".")[0] in known:
+        return keyring
+    names = {stored.principal.name for stored in await identity.list_principals()}
+    for principal in (
+        Principal(ADMINISTRATOR, administrator=True),
+        Principal(SERVICE, feature_stores=frozenset("*"), actions=("featurestore:*",)),
+    ):
+        if principal.name not in names:
+            await identity.create_principal(principal)
+    api_key, _ = await identity.create_api_key(ADMINISTRATOR)
+    service_api_key, _ = await identity.create_api_key(SERVICE)
+    access_key_id, access_key_secret = await identity.create_access_key(ADMINISTRATOR)
+    return Keyring(
+        secret_key=keyring.secret_key,
+        api_key=api_key,
+        access_key_id=access_key_id,
+        access_key_secret=access_key_secret,
+        service_api_key=service_api_key,
+    )
+
+
+def write(data_dir: Path, keyring: Keyring) -> None:
+    """Keep the keyring; the old one stays whole until the new one is."""
+    write_private(data_dir / _FILE, orjson.dumps(keyring.model_dump(), option=orjson.OPT_INDENT_2))
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file, mode 0600, that appears whole or not at all."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    draft.replace(path)

@@ -1,0 +1,120 @@
+"""What `triglot up` prints when everything answers: endpoints, the key, and a call for each dialect with its answer."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import orjson
+from rich.console import Console
+
+from triglot.sample.tables import PROJECT
+
+_SHOWN_CHARACTERS = 900
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP call that a reader can paste into a shell."""
+
+    dialect: str
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: Mapping[str, Any] | None = None
+
+    def curl(self) -> str:
+        """The call as a curl command."""
+        parts = ["curl", "-s"]
+        if self.method != "GET":
+            parts += ["-X", self.method]
+        parts.append(shlex.quote(self.url))
+        for name, value in self.headers.items():
+            parts += ["\\\n      -H", shlex.quote(f"{name}: {value}")]
+        if self.body is not None:
+            parts += ["\\\n      -d", shlex.quote(orjson.dumps(self.body).decode())]
+        return " ".join(parts)
+
+
+def sample_calls(endpoints: Mapping[str, Any]) -> list[Call]:
+    """One call a dialect, each on that dialect's own port if it is served."""
+    sample, key = endpoints["sample"], endpoints["api_key"]
+    bearer = {"Authorization": f"Bearer {key}"} if key else {}
+    hopsworks_headers = {"Content-Type": "application/json"} | ({"X-API-KEY": key} if key else {})
+    instance = quote(endpoints["instance_id"])
+    join_ids = quote(orjson.dumps([sample["entry"]["tailnum"]]).decode())
+    return [
+        Call(
+            "Hopsworks: one feature vector",
+            "POST",
+            f"{_base(endpoints, 4406)}/0.1.0/feature_store",
+            hopsworks_headers,
+            {
+                "featureStoreName": sample["feature_store"],
+                "featureViewName": sample["feature_view"],
+                "featureViewVersion": sample["version"],
+                "entries": sample["entry"],
+            },
+        ),
+        Call(
+            "Feast: an entity of the registry",
+            "GET",
+            f"{_base(endpoints, 6572)}/api/v1/entities/plane?project={PROJECT}",
+            bearer,
+        ),
+        Call(
+            "PAI FeatureStore: online features of one plane",
+            "GET",
+            f"{_base(endpoints, 8080)}/api/PaiFeatureStore/2023-06-21/ListFeatureViewOnlineFeatures"
+            f"?InstanceId={instance}&FeatureViewId={sample['pai_feature_view_id']}&JoinIds={join_ids}",
+            bearer,
+        ),
+    ]
+
+
+def _base(endpoints: Mapping[str, Any], port: int) -> str:
+    base = str(endpoints["rest"])
+    return f"{base.rpartition(':')[0]}:{port}" if port in endpoints["rest_ports"] else base
+
+
+async def show(endpoints: Mapping[str, Any], console: Console, *, seconds: float) -> None:
+    """Print the endpoints and, if the sample is there, the calls with the answers they just got."""
+    console.print(f"\n  [bold]Triglot is up[/bold] after {seconds:.1f} s\n")
+    for label, value in _lines(endpoints):
+        console.print(f"  {label:<22} {value}", soft_wrap=True, highlight=False)
+    if "sample" in endpoints:
+        async with httpx2.AsyncClient(timeout=10) as client:
+            for call in sample_calls(endpoints):
+                await _show_call(client, call, console)
+    console.print("\n  Ctrl-C stops everything.\n", style="dim")
+
+
+def _lines(endpoints: Mapping[str, Any]) -> list[tuple[str, str]]:
+    base = str(endpoints["rest"]).rpartition(":")[0]
+    lines = [
+        ("REST, all dialects", "  ".join(f"{base}:{port}" for port in endpoints["rest_ports"])),
+        ("gRPC registry", endpoints["registry_grpc"]),
+        ("gRPC serving", endpoints["serving_grpc"]),
+        ("gRPC management", endpoints["management_grpc"]),
+        ("Prometheus metrics", endpoints["metrics"] or "off"),
+        ("PAI instance", endpoints["instance_id"]),
+        ("API key", endpoints["api_key"] or "not needed: authentication is off"),
+    ]
+    if endpoints["access_key_id"]:
+        lines.append(("Access key id", f"{endpoints['access_key_id']}  (its secret is in endpoints.json)"))
+    return lines
+
+
+async def _show_call(client: httpx2.AsyncClient, call: Call, console: Console) -> None:
+    content = orjson.dumps(call.body) if call.body is not None else None
+    response = await client.request(call.method, call.url, headers=dict(call.headers), content=content)
+    answer = response.text
+    if len(answer) > _SHOWN_CHARACTERS:
+        answer = f"{answer[:_SHOWN_CHARACTERS]} ... ({len(answer)} characters)"
+    console.print(f"\n  [bold]{call.dialect}[/bold]\n")
+    console.print(f"  {call.curl()}\n", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"  {response.status_code} {answer}", style="green", soft_wrap=True, highlight=False, markup=False)
