@@ -203,6 +203,7 @@ class GetObjectRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     FEATURE_VIEW_FIELD_NUMBER: _builtins.int
     INCLUDE_RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_DETAILS_FIELD_NUMBER: _builtins.int
     kind: _object_pb2.ObjectKind.ValueType
     """Kind of the object. Required."""
     project: _builtins.str
@@ -213,6 +214,8 @@ class GetObjectRequest(_message.Message):
     """For features and labels: the view that holds it."""
     include_relationships: _builtins.bool
     """Also answer with the object's relationships."""
+    include_details: _builtins.bool
+    """Also answer with the object's definition, and an entity's data sources."""
     def __init__(
         self,
         *,
@@ -221,10 +224,11 @@ class GetObjectRequest(_message.Message):
         name: _builtins.str = ...,
         feature_view: _builtins.str = ...,
         include_relationships: _builtins.bool = ...,
+        include_details: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view", b"feature_view", "include_relationships", b"include_relationships", "kind", b"kind", "name", b"name", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view", b"feature_view", "include_details", b"include_details", "include_relationships", b"include_relationships", "kind", b"kind", "name", b"name", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,21 +242,39 @@ class GetObjectResponse(_message.Message):
 
     OBJECT_FIELD_NUMBER: _builtins.int
     RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    DATA_SOURCES_FIELD_NUMBER: _builtins.int
+    DATA_SOURCES_TOTAL_FIELD_NUMBER: _builtins.int
     object: _builtins.bytes
     """A JSON object in UTF-8."""
+    definition: _builtins.str
+    """If details are asked for: Python source that defines the object with the Feast SDK. Empty for projects, permissions
+    and validation references.
+    """
+    data_sources_total: _builtins.int
+    """All data sources of views that use the entity."""
     @_builtins.property
     def relationships(self) -> _containers.RepeatedCompositeFieldContainer[_object_pb2.Relationship]:
         """If asked for: direct ones first, then indirect ones, without repetition."""
+
+    @_builtins.property
+    def data_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """If details of an entity are asked for: the data sources of views that use it, at most 100, those that changed last.
+        Each is a JSON object in UTF-8.
+        """
 
     def __init__(
         self,
         *,
         object: _builtins.bytes = ...,
         relationships: _abc.Iterable[_object_pb2.Relationship] | None = ...,
+        definition: _builtins.str = ...,
+        data_sources: _abc.Iterable[_builtins.bytes] | None = ...,
+        data_sources_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "relationships", b"relationships"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_sources", b"data_sources", "data_sources_total", b"data_sources_total", "definition", b"definition", "object", b"object", "relationships", b"relationships"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -885,3 +907,562 @@ class TaggedFeatureView(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaggedFeatureView: _TypeAlias = TaggedFeatureView  # noqa: Y015
+
+@_typing.final
+class GetProjectContentsRequest(_message.Message):
+    """See GetProjectContents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Name of the project. Required."""
+    page: _builtins.int
+    """Page of each list, from 1. 0, with limit 0: everything."""
+    limit: _builtins.int
+    """Objects, or relationships, on a page of each list, 1 to 1,000; 0 only together with page 0."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        page: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "page", b"page", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProjectContentsRequest: _TypeAlias = GetProjectContentsRequest  # noqa: Y015
+
+@_typing.final
+class GetProjectContentsResponse(_message.Message):
+    """See GetProjectContents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def contents(self) -> Global___ProjectContents:
+        """What the project holds."""
+
+    def __init__(
+        self,
+        *,
+        contents: Global___ProjectContents | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contents", b"contents"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contents", b"contents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProjectContentsResponse: _TypeAlias = GetProjectContentsResponse  # noqa: Y015
+
+@_typing.final
+class ListProjectContentsRequest(_message.Message):
+    """See ListProjectContents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    page: _builtins.int
+    """Page of projects, from 1. 0, with limit 0: all of them."""
+    limit: _builtins.int
+    """Projects on a page, 1 to 1,000; 0 only together with page 0."""
+    def __init__(
+        self,
+        *,
+        page: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "page", b"page"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectContentsRequest: _TypeAlias = ListProjectContentsRequest  # noqa: Y015
+
+@_typing.final
+class ListProjectContentsResponse(_message.Message):
+    """See ListProjectContents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECTS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Projects on all pages together."""
+    @_builtins.property
+    def projects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProjectContents]:
+        """The page, by name. Protected projects (see Feast's tag feast.dev/protected-project) are left out."""
+
+    def __init__(
+        self,
+        *,
+        projects: _abc.Iterable[Global___ProjectContents] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["projects", b"projects", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectContentsResponse: _TypeAlias = ListProjectContentsResponse  # noqa: Y015
+
+@_typing.final
+class ProjectContents(_message.Message):
+    """What one project holds. Each list is in the order of ListObjects and ListRelationships."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    ENTITIES_FIELD_NUMBER: _builtins.int
+    DATA_SOURCES_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEWS_FIELD_NUMBER: _builtins.int
+    LABEL_VIEWS_FIELD_NUMBER: _builtins.int
+    FEATURE_SERVICES_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SAVED_DATASETS_FIELD_NUMBER: _builtins.int
+    RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    INDIRECT_RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    RELATIONSHIPS_TOTAL_FIELD_NUMBER: _builtins.int
+    INDIRECT_RELATIONSHIPS_TOTAL_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Its name."""
+    relationships_total: _builtins.int
+    """Direct relationships on all pages together."""
+    indirect_relationships_total: _builtins.int
+    """Indirect relationships on all pages together."""
+    @_builtins.property
+    def entities(self) -> Global___ObjectList:
+        """Its entities."""
+
+    @_builtins.property
+    def data_sources(self) -> Global___ObjectList:
+        """Its data sources."""
+
+    @_builtins.property
+    def feature_views(self) -> Global___ObjectList:
+        """Its feature views of any kind but label views."""
+
+    @_builtins.property
+    def label_views(self) -> Global___ObjectList:
+        """Its label views."""
+
+    @_builtins.property
+    def feature_services(self) -> Global___ObjectList:
+        """Its feature services."""
+
+    @_builtins.property
+    def features(self) -> Global___ObjectList:
+        """Its features."""
+
+    @_builtins.property
+    def labels(self) -> Global___ObjectList:
+        """Its labels."""
+
+    @_builtins.property
+    def saved_datasets(self) -> Global___ObjectList:
+        """Its saved datasets."""
+
+    @_builtins.property
+    def relationships(self) -> _containers.RepeatedCompositeFieldContainer[_object_pb2.Relationship]:
+        """Direct relationships."""
+
+    @_builtins.property
+    def indirect_relationships(self) -> _containers.RepeatedCompositeFieldContainer[_object_pb2.Relationship]:
+        """Indirect relationships."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        entities: Global___ObjectList | None = ...,
+        data_sources: Global___ObjectList | None = ...,
+        feature_views: Global___ObjectList | None = ...,
+        label_views: Global___ObjectList | None = ...,
+        feature_services: Global___ObjectList | None = ...,
+        features: Global___ObjectList | None = ...,
+        labels: Global___ObjectList | None = ...,
+        saved_datasets: Global___ObjectList | None = ...,
+        relationships: _abc.Iterable[_object_pb2.Relationship] | None = ...,
+        indirect_relationships: _abc.Iterable[_object_pb2.Relationship] | None = ...,
+        relationships_total: _builtins.int = ...,
+        indirect_relationships_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_sources", b"data_sources", "entities", b"entities", "feature_services", b"feature_services", "feature_views", b"feature_views", "features", b"features", "label_views", b"label_views", "labels", b"labels", "saved_datasets", b"saved_datasets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_sources", b"data_sources", "entities", b"entities", "feature_services", b"feature_services", "feature_views", b"feature_views", "features", b"features", "indirect_relationships", b"indirect_relationships", "indirect_relationships_total", b"indirect_relationships_total", "label_views", b"label_views", "labels", b"labels", "project", b"project", "relationships", b"relationships", "relationships_total", b"relationships_total", "saved_datasets", b"saved_datasets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectContents: _TypeAlias = ProjectContents  # noqa: Y015
+
+@_typing.final
+class ObjectList(_message.Message):
+    """Objects of one kind in one project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Objects on all pages together."""
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The page: each a JSON object in UTF-8."""
+
+    def __init__(
+        self,
+        *,
+        objects: _abc.Iterable[_builtins.bytes] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectList: _TypeAlias = ObjectList  # noqa: Y015
+
+@_typing.final
+class ListFeatureViewVersionsRequest(_message.Message):
+    """See ListFeatureViewVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Project of the view. Required."""
+    name: _builtins.str
+    """Name of the view. Required."""
+    page: _builtins.int
+    """Page to answer with, from 1. 0, with limit 0: everything on one page."""
+    limit: _builtins.int
+    """Versions on a page, 1 to 1,000; 0 only together with page 0."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        name: _builtins.str = ...,
+        page: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name", "page", b"page", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureViewVersionsRequest: _TypeAlias = ListFeatureViewVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListFeatureViewVersionsResponse(_message.Message):
+    """See ListFeatureViewVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Versions on all pages together."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureViewVersion]:
+        """The page."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___FeatureViewVersion] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureViewVersionsResponse: _TypeAlias = ListFeatureViewVersionsResponse  # noqa: Y015
+
+@_typing.final
+class GetFeatureViewVersionRequest(_message.Message):
+    """See GetFeatureViewVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Project of the view. Required."""
+    name: _builtins.str
+    """Name of the view. Required."""
+    number: _builtins.int
+    """Number of the version."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFeatureViewVersionRequest: _TypeAlias = GetFeatureViewVersionRequest  # noqa: Y015
+
+@_typing.final
+class GetFeatureViewVersionResponse(_message.Message):
+    """See GetFeatureViewVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    object: _builtins.bytes
+    """The view as a JSON object in UTF-8, without `meta`."""
+    @_builtins.property
+    def version(self) -> Global___FeatureViewVersion:
+        """Which version it is."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___FeatureViewVersion | None = ...,
+        object: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFeatureViewVersionResponse: _TypeAlias = GetFeatureViewVersionResponse  # noqa: Y015
+
+@_typing.final
+class FeatureViewVersion(_message.Message):
+    """What a feature view was from one change of its schema or transformation to the next. Label views have no versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number. A new view is version 0, unless it asks for another number."""
+    id: _builtins.str
+    """Its id, 36 characters."""
+    type: _builtins.str
+    """featureView, streamFeatureView or onDemandFeatureView."""
+    active: _builtins.bool
+    """Whether the view is at this version now."""
+    @_builtins.property
+    def created(self) -> _timestamp_pb2.Timestamp:
+        """When it was defined."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        id: _builtins.str = ...,
+        created: _timestamp_pb2.Timestamp | None = ...,
+        type: _builtins.str = ...,
+        active: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created", b"created", "id", b"id", "number", b"number", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureViewVersion: _TypeAlias = FeatureViewVersion  # noqa: Y015
+
+@_typing.final
+class RecordVisitRequest(_message.Message):
+    """See RecordVisit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    OBJECT_NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Project of the object. Required, at most 500 bytes."""
+    object: _builtins.str
+    """Type of the object as paths name it: entities, feature_views, ... At most 100 bytes."""
+    object_name: _builtins.str
+    """Name of the object. At most 2,000 bytes."""
+    path: _builtins.str
+    """Path that was asked for, as it was sent. Required, at most 4,000 bytes."""
+    method: _builtins.str
+    """HTTP method. At most 20 bytes."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        object: _builtins.str = ...,
+        object_name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "object", b"object", "object_name", b"object_name", "path", b"path", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordVisitRequest: _TypeAlias = RecordVisitRequest  # noqa: Y015
+
+@_typing.final
+class RecordVisitResponse(_message.Message):
+    """See RecordVisit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordVisitResponse: _TypeAlias = RecordVisitResponse  # noqa: Y015
+
+@_typing.final
+class ListVisitsRequest(_message.Message):
+    """See ListVisits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SORT_BY_FIELD_NUMBER: _builtins.int
+    DESCENDING_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Only visits in this project. Empty: in all projects."""
+    object: _builtins.str
+    """Only visits of objects of this type."""
+    page: _builtins.int
+    """Page to answer with, from 1. 0, with limit 0: everything on one page."""
+    limit: _builtins.int
+    """Visits on a page, 1 to 1,000; 0 only together with page 0."""
+    sort_by: _builtins.str
+    """timestamp, path, project, object, object_name or method. Empty: timestamp."""
+    descending: _builtins.bool
+    """Largest, or last, first."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        object: _builtins.str = ...,
+        page: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        sort_by: _builtins.str = ...,
+        descending: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "limit", b"limit", "object", b"object", "page", b"page", "project", b"project", "sort_by", b"sort_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVisitsRequest: _TypeAlias = ListVisitsRequest  # noqa: Y015
+
+@_typing.final
+class ListVisitsResponse(_message.Message):
+    """See ListVisits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VISITS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Visits on all pages together."""
+    @_builtins.property
+    def visits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Visit]:
+        """The page."""
+
+    def __init__(
+        self,
+        *,
+        visits: _abc.Iterable[Global___Visit] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "visits", b"visits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVisitsResponse: _TypeAlias = ListVisitsResponse  # noqa: Y015
+
+@_typing.final
+class Visit(_message.Message):
+    """That somebody looked at an object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    OBJECT_NAME_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path that was asked for."""
+    project: _builtins.str
+    """Project of the object."""
+    user: _builtins.str
+    """Name of the caller."""
+    object: _builtins.str
+    """Type of the object as paths name it."""
+    object_name: _builtins.str
+    """Name of the object."""
+    method: _builtins.str
+    """HTTP method."""
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+        project: _builtins.str = ...,
+        user: _builtins.str = ...,
+        object: _builtins.str = ...,
+        object_name: _builtins.str = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "object", b"object", "object_name", b"object_name", "path", b"path", "project", b"project", "timestamp", b"timestamp", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Visit: _TypeAlias = Visit  # noqa: Y015

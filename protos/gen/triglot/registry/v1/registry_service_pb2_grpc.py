@@ -77,6 +77,36 @@ class RegistryServiceStub:
                 request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListPopularTagsRequest.SerializeToString,
                 response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListPopularTagsResponse.FromString,
                 _registered_method=True)
+        self.GetProjectContents = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/GetProjectContents',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsResponse.FromString,
+                _registered_method=True)
+        self.ListProjectContents = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/ListProjectContents',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListProjectContentsRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListProjectContentsResponse.FromString,
+                _registered_method=True)
+        self.ListFeatureViewVersions = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/ListFeatureViewVersions',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListFeatureViewVersionsRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListFeatureViewVersionsResponse.FromString,
+                _registered_method=True)
+        self.GetFeatureViewVersion = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/GetFeatureViewVersion',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.FromString,
+                _registered_method=True)
+        self.RecordVisit = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/RecordVisit',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RecordVisitRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RecordVisitResponse.FromString,
+                _registered_method=True)
+        self.ListVisits = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/ListVisits',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListVisitsRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListVisitsResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -146,6 +176,55 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetProjectContents(self, request, context):
+        """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
+        project, or paging out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjectContents(self, request, context):
+        """Everything in each project. INVALID_ARGUMENT for paging out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeatureViewVersions(self, request, context):
+        """The versions of a feature view, oldest first. To go back to one, apply the view as it is with `spec.version` set to
+        it ("v3"). NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND, without that view; INVALID_ARGUMENT for paging out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFeatureViewVersion(self, request, context):
+        """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
+        FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordVisit(self, request, context):
+        """Note that the caller looked at an object. It answers before that is stored; the caller's own ListVisits knows it,
+        other processes of the registry follow within a second or so. Visits that were not stored when a process is killed
+        are lost, and so are those to a project that does not exist. Of each caller and project the last 100, or as many as
+        the registry's settings say, are kept. INVALID_ARGUMENT for a field that is missing or too long.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVisits(self, request, context):
+        """What the caller looked at last, in one project or in all. INVALID_ARGUMENT for an unknown way to sort, or paging out
+        of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -183,6 +262,36 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListPopularTags,
                     request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListPopularTagsRequest.FromString,
                     response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListPopularTagsResponse.SerializeToString,
+            ),
+            'GetProjectContents': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProjectContents,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsResponse.SerializeToString,
+            ),
+            'ListProjectContents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjectContents,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListProjectContentsRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListProjectContentsResponse.SerializeToString,
+            ),
+            'ListFeatureViewVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureViewVersions,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListFeatureViewVersionsRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListFeatureViewVersionsResponse.SerializeToString,
+            ),
+            'GetFeatureViewVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFeatureViewVersion,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.SerializeToString,
+            ),
+            'RecordVisit': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordVisit,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RecordVisitRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RecordVisitResponse.SerializeToString,
+            ),
+            'ListVisits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVisits,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListVisitsRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListVisitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -381,6 +490,168 @@ class RegistryService:
             '/triglot.registry.v1.RegistryService/ListPopularTags',
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListPopularTagsRequest.SerializeToString,
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListPopularTagsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProjectContents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/GetProjectContents',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjectContents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/ListProjectContents',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListProjectContentsRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListProjectContentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatureViewVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/ListFeatureViewVersions',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListFeatureViewVersionsRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListFeatureViewVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFeatureViewVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/GetFeatureViewVersion',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordVisit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/RecordVisit',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.RecordVisitRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.RecordVisitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVisits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/ListVisits',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListVisitsRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListVisitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,30 @@ class RegistryServiceStub:
     """
     ListPopularTags: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListPopularTagsRequest, _registry_service_pb2.ListPopularTagsResponse]
     """The tags that most feature views have, in one project or in all. INVALID_ARGUMENT for a limit out of range."""
+    GetProjectContents: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetProjectContentsRequest, _registry_service_pb2.GetProjectContentsResponse]
+    """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
+    project, or paging out of range.
+    """
+    ListProjectContents: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListProjectContentsRequest, _registry_service_pb2.ListProjectContentsResponse]
+    """Everything in each project. INVALID_ARGUMENT for paging out of range."""
+    ListFeatureViewVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListFeatureViewVersionsRequest, _registry_service_pb2.ListFeatureViewVersionsResponse]
+    """The versions of a feature view, oldest first. To go back to one, apply the view as it is with `spec.version` set to
+    it ("v3"). NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND, without that view; INVALID_ARGUMENT for paging out of range.
+    """
+    GetFeatureViewVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetFeatureViewVersionRequest, _registry_service_pb2.GetFeatureViewVersionResponse]
+    """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
+    FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+    """
+    RecordVisit: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RecordVisitRequest, _registry_service_pb2.RecordVisitResponse]
+    """Note that the caller looked at an object. It answers before that is stored; the caller's own ListVisits knows it,
+    other processes of the registry follow within a second or so. Visits that were not stored when a process is killed
+    are lost, and so are those to a project that does not exist. Of each caller and project the last 100, or as many as
+    the registry's settings say, are kept. INVALID_ARGUMENT for a field that is missing or too long.
+    """
+    ListVisits: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListVisitsRequest, _registry_service_pb2.ListVisitsResponse]
+    """What the caller looked at last, in one project or in all. INVALID_ARGUMENT for an unknown way to sort, or paging out
+    of range.
+    """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -108,6 +132,30 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     ListPopularTags: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListPopularTagsRequest, _registry_service_pb2.ListPopularTagsResponse]  # type: ignore[assignment]
     """The tags that most feature views have, in one project or in all. INVALID_ARGUMENT for a limit out of range."""
+    GetProjectContents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetProjectContentsRequest, _registry_service_pb2.GetProjectContentsResponse]  # type: ignore[assignment]
+    """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
+    project, or paging out of range.
+    """
+    ListProjectContents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListProjectContentsRequest, _registry_service_pb2.ListProjectContentsResponse]  # type: ignore[assignment]
+    """Everything in each project. INVALID_ARGUMENT for paging out of range."""
+    ListFeatureViewVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListFeatureViewVersionsRequest, _registry_service_pb2.ListFeatureViewVersionsResponse]  # type: ignore[assignment]
+    """The versions of a feature view, oldest first. To go back to one, apply the view as it is with `spec.version` set to
+    it ("v3"). NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND, without that view; INVALID_ARGUMENT for paging out of range.
+    """
+    GetFeatureViewVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetFeatureViewVersionRequest, _registry_service_pb2.GetFeatureViewVersionResponse]  # type: ignore[assignment]
+    """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
+    FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+    """
+    RecordVisit: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RecordVisitRequest, _registry_service_pb2.RecordVisitResponse]  # type: ignore[assignment]
+    """Note that the caller looked at an object. It answers before that is stored; the caller's own ListVisits knows it,
+    other processes of the registry follow within a second or so. Visits that were not stored when a process is killed
+    are lost, and so are those to a project that does not exist. Of each caller and project the last 100, or as many as
+    the registry's settings say, are kept. INVALID_ARGUMENT for a field that is missing or too long.
+    """
+    ListVisits: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListVisitsRequest, _registry_service_pb2.ListVisitsResponse]  # type: ignore[assignment]
+    """What the caller looked at last, in one project or in all. INVALID_ARGUMENT for an unknown way to sort, or paging out
+    of range.
+    """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """What feast.registry.RegistryServer cannot carry and REST needs: objects as JSON, in pages, across projects.
@@ -187,5 +235,65 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListPopularTagsResponse, _abc.Awaitable[_registry_service_pb2.ListPopularTagsResponse]]:
         """The tags that most feature views have, in one project or in all. INVALID_ARGUMENT for a limit out of range."""
+
+    @_abc_1.abstractmethod
+    def GetProjectContents(
+        self,
+        request: _registry_service_pb2.GetProjectContentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.GetProjectContentsResponse, _abc.Awaitable[_registry_service_pb2.GetProjectContentsResponse]]:
+        """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
+        project, or paging out of range.
+        """
+
+    @_abc_1.abstractmethod
+    def ListProjectContents(
+        self,
+        request: _registry_service_pb2.ListProjectContentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListProjectContentsResponse, _abc.Awaitable[_registry_service_pb2.ListProjectContentsResponse]]:
+        """Everything in each project. INVALID_ARGUMENT for paging out of range."""
+
+    @_abc_1.abstractmethod
+    def ListFeatureViewVersions(
+        self,
+        request: _registry_service_pb2.ListFeatureViewVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListFeatureViewVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListFeatureViewVersionsResponse]]:
+        """The versions of a feature view, oldest first. To go back to one, apply the view as it is with `spec.version` set to
+        it ("v3"). NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND, without that view; INVALID_ARGUMENT for paging out of range.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFeatureViewVersion(
+        self,
+        request: _registry_service_pb2.GetFeatureViewVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.GetFeatureViewVersionResponse, _abc.Awaitable[_registry_service_pb2.GetFeatureViewVersionResponse]]:
+        """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
+        FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordVisit(
+        self,
+        request: _registry_service_pb2.RecordVisitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.RecordVisitResponse, _abc.Awaitable[_registry_service_pb2.RecordVisitResponse]]:
+        """Note that the caller looked at an object. It answers before that is stored; the caller's own ListVisits knows it,
+        other processes of the registry follow within a second or so. Visits that were not stored when a process is killed
+        are lost, and so are those to a project that does not exist. Of each caller and project the last 100, or as many as
+        the registry's settings say, are kept. INVALID_ARGUMENT for a field that is missing or too long.
+        """
+
+    @_abc_1.abstractmethod
+    def ListVisits(
+        self,
+        request: _registry_service_pb2.ListVisitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListVisitsResponse, _abc.Awaitable[_registry_service_pb2.ListVisitsResponse]]:
+        """What the caller looked at last, in one project or in all. INVALID_ARGUMENT for an unknown way to sort, or paging out
+        of range.
+        """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
