@@ -377,3 +377,9 @@ SELECT t.id FROM management.task t
 WHERE t.status IN ('Initializing', 'Running')
   AND NOT EXISTS (SELECT FROM management.task_pgqueuer q WHERE q.id = t.job_id)
 ORDER BY t.id LIMIT 100 FOR UPDATE SKIP LOCKED;
+
+-- name: lock_own_jobs
+-- Primary key of task_pgqueuer. Those jobs that the given workers still have.
+SELECT q.id FROM management.task_pgqueuer q
+JOIN unnest($1::bigint[], $2::uuid[]) AS own (id, queue_manager_id) USING (id, queue_manager_id)
+FOR UPDATE OF q;

@@ -6,7 +6,8 @@ Knows numbers of tasks, nothing of what they are. A number is put in inside the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import cast
 
@@ -15,8 +16,8 @@ from pgqueuer.adapters.persistence import qb
 from pgqueuer.db import AsyncpgDriver, AsyncpgPoolDriver
 from pgqueuer.domain.errors import PgqException, RetryRequested
 from pgqueuer.domain.settings import DBSettings
-from pgqueuer.domain.types import JobId
-from pgqueuer.models import Job
+from pgqueuer.domain.types import JOB_STATUS, JobId
+from pgqueuer.models import Job, TracebackRecord
 from pgqueuer.ports.driver import Driver
 from pgqueuer.qm import QueueManager
 from pgqueuer.queries import Queries
@@ -24,6 +25,7 @@ from pgqueuer.queries import Queries
 from chassis.postgres import Connection
 from chassis.settings import Settings
 from chassis.telemetry import log
+from services.management.rows import QUERIES
 
 ENTRYPOINT = "task"
 # Spelled out, so that no variable of the environment can lead the queue elsewhere.
@@ -42,9 +44,7 @@ class Retry(Exception):
 
 async def put(connection: Connection, task_id: int) -> int:
     """Queue a task in the transaction of `connection`; the job's number."""
-    [job_id] = await _queries(AsyncpgDriver(cast(asyncpg.Connection, connection))).enqueue(
-        ENTRYPOINT, str(task_id).encode()
-    )
+    [job_id] = await _inside(connection).enqueue(ENTRYPOINT, str(task_id).encode())
     return int(job_id)
 
 
@@ -63,8 +63,8 @@ async def work(
 ) -> None:
     """Hand task numbers to `handle` until `stop` is set, then wait for those under way.
 
-    A task is given to somebody else when this process has been silent for `lease_seconds`. After a fault of the
-    database it goes on as soon as the database is back.
+    A task whose worker has been silent for `lease_seconds` is taken over; how its handler ends is then of no
+    consequence. After a fault of the database it goes on as soon as the database is back.
     """
     while not stop.is_set():
         try:
@@ -88,7 +88,7 @@ async def _work_once(
         command_timeout=settings.postgres_timeout_seconds,
         server_settings={"application_name": "triglot-worker"},
     ) as pool:
-        manager = QueueManager(_queries(AsyncpgPoolDriver(pool)), channel=SCHEMA.channel)
+        manager = QueueManager(_OwnJobs(pool, settings.postgres_timeout_seconds), channel=SCHEMA.channel)
 
         async def entry(job: Job) -> None:
             try:
@@ -115,15 +115,51 @@ async def _forward(stop: asyncio.Event, shutdown: asyncio.Event) -> None:
     shutdown.set()
 
 
+class _Queries(Queries):
+    """pgqueuer's statements, in this schema."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(
+            driver,
+            qbe=qb.QueryBuilderEnvironment(SCHEMA),
+            qbq=qb.QueryQueueBuilder(SCHEMA),
+            qbs=qb.QuerySchedulerBuilder(SCHEMA),
+        )
+
+
+class _OwnJobs(_Queries):
+    """What a worker says of its jobs, unless another one has taken them over.
+
+    pgqueuer does not ask whose a job is by now: a worker that was frozen for a while would take the job away from its
+    successor.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, timeout_seconds: float) -> None:
+        super().__init__(AsyncpgPoolDriver(pool))
+        self._pool = pool
+        self._timeout_seconds = timeout_seconds
+
+    async def log_jobs(self, job_status: list[tuple[Job, JOB_STATUS, TracebackRecord | None]]) -> None:
+        """These jobs have ended."""
+        async with self._owned([job for job, _, _ in job_status]) as (owned, queries):
+            await queries.log_jobs([ended for ended in job_status if ended[0].id in owned])
+
+    async def retry_job(self, job: Job, delay: timedelta, traceback_record: TracebackRecord | None) -> None:
+        """This job is to be given out again."""
+        async with self._owned([job]) as (owned, queries):
+            if job.id in owned:
+                await queries.retry_job(job, delay, traceback_record)
+
+    @asynccontextmanager
+    async def _owned(self, jobs: Sequence[Job]) -> AsyncIterator[tuple[set[int], Queries]]:
+        """Those that are still with the worker that got them, and statements for as long as nobody can take them."""
+        async with self._pool.acquire(timeout=self._timeout_seconds) as connection, connection.transaction():
+            rows = await connection.fetch(
+                QUERIES.lock_own_jobs, [job.id for job in jobs], [job.queue_manager_id for job in jobs]
+            )
+            yield {row["id"] for row in rows}, _inside(connection)
+
+
 def _inside(connection: Connection) -> Queries:
     # A connection of a pool is a proxy of one, which mypy cannot know.
-    return _queries(AsyncpgDriver(cast(asyncpg.Connection, connection)))
-
-
-def _queries(driver: Driver) -> Queries:
-    return Queries(
-        driver,
-        qbe=qb.QueryBuilderEnvironment(SCHEMA),
-        qbq=qb.QueryQueueBuilder(SCHEMA),
-        qbs=qb.QuerySchedulerBuilder(SCHEMA),
-    )
+    return _Queries(AsyncpgDriver(cast(asyncpg.Connection, connection)))

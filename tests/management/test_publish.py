@@ -22,6 +22,7 @@ import pytest
 
 from chassis.client import open_channel
 from chassis.inprocess import InProcessChannel
+from chassis.postgres import Database
 from chassis.server import GrpcServer
 from chassis.settings import Settings
 from services.management.process import open_service
@@ -449,3 +450,31 @@ async def test_another_worker_takes_over(
     lines = await logs(caller, task)
     assert sum("by worker" in line for line in lines) == 2, lines
     assert sum("done:" in line for line in lines) == 1, lines
+
+
+async def test_a_worker_that_wakes_up_leaves_the_task_to_its_successor(
+    caller: Pai, database: Database, start_process: Callable[[int], Process], brake: Brake, tmp_path: Path
+) -> None:
+    """A frozen worker wakes while another one works on its task: nothing that it says takes the task away again."""
+    write(tmp_path, range(200_000))
+    view = await view_of_users(caller, tmp_path)
+    queued = "SELECT id, status, queue_manager_id FROM management.task_pgqueuer"
+    brake.hold()
+    async with start_process(FIRST_LEASE) as first:
+        task = await publish(caller, view)
+        await until(caller, task, "Running", rows=1)
+        first.send_signal(signal.SIGSTOP)
+        async with start_process(SECOND_LEASE):
+            await until_under_way(brake, 2)
+            taken_over = await database.fetch(queued)
+            first.send_signal(signal.SIGCONT)
+            await until_under_way(brake, 1)
+            # When it has ended, it has said all that it had to say.
+            first.terminate()
+            assert await first.wait() == 0
+            assert await database.fetch(queued) == taken_over
+            brake.release()
+            await until(caller, task, "Success")
+    assert await database.fetch(queued) == []
+    lines = await logs(caller, task)
+    assert sum("by worker" in line for line in lines) == 2, lines
