@@ -15,6 +15,9 @@ from chassis import errors
 from chassis.principals import Principal
 
 REQUEST_ID = "x-request-id"
+# The error, as a google.rpc.Status, that a gateway met when it read a request. The call is refused with it after it is
+# known who calls, so that nobody learns what is wrong with a request before showing a credential.
+UNREADABLE = "x-triglot-unreadable-bin"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 
 

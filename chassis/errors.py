@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "triglot"
@@ -144,16 +145,24 @@ _BY_CODE: dict[grpc.StatusCode, type[TriglotError]] = {
 }
 
 
+_BY_NUMBER: dict[int, type[TriglotError]] = {code.value[0]: kind for code, kind in _BY_CODE.items()}
+
+
 def from_rpc(error: grpc.aio.AioRpcError) -> TriglotError:
     """The error that the other side raised, or the nearest one if it was not a Triglot service."""
-    kind = _BY_CODE.get(error.code(), Internal)
     for name, value in error.trailing_metadata() or ():
         if name == DETAILS_TRAILER and isinstance(value, bytes):
-            return _from_status(kind, status_pb2.Status.FromString(value))
-    return kind(error.details() or error.code().name)
+            return from_status(value)
+    return _BY_CODE.get(error.code(), Internal)(error.details() or error.code().name)
 
 
-def _from_status(kind: type[TriglotError], status: status_pb2.Status) -> TriglotError:
+def from_status(serialized: bytes) -> TriglotError:
+    """The error in a serialized google.rpc.Status. Bytes that are none are an InvalidArgument of their own."""
+    try:
+        status = status_pb2.Status.FromString(serialized)
+    except DecodeError:
+        return InvalidArgument("the status of an error is no google.rpc.Status")
+    kind = _BY_NUMBER.get(status.code, Internal)
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -30,10 +30,10 @@ class InProcessChannel(grpc.aio.Channel):
         return _Method(self._endpoints.get(method), method)
 
     def unary_stream(self, method: str, *_: Any, **__: Any) -> Any:
-        return _StreamMethod(self._endpoints.get(method), method)
+        raise NotImplementedError(f"{method}: no service of ours answers with a stream")
 
     def stream_stream(self, method: str, *_: Any, **__: Any) -> Any:
-        return _StreamMethod(self._endpoints.get(method), method)
+        raise NotImplementedError(f"{method}: no service of ours answers with a stream")
 
     async def __aenter__(self) -> InProcessChannel:
         return self
@@ -128,34 +128,6 @@ async def _unary(
         raise _rpc_error(error, endpoint) from None
     except TimeoutError:
         raise _rpc_error(errors.DeadlineExceeded("Deadline Exceeded"), endpoint) from None
-
-
-class _StreamMethod:
-    """A stub's method whose answer is a stream."""
-
-    def __init__(self, endpoint: Endpoint | None, path: str) -> None:
-        self._endpoint = endpoint
-        self._path = path
-
-    async def __call__(
-        self, request: Any, *, timeout: float | None = None, metadata: _Metadata = None, **_: Any
-    ) -> AsyncIterator[Any]:
-        if self._endpoint is None:
-            raise _rpc_error(errors.Unimplemented(f"{self._path} is not implemented"), None)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        messages = self._endpoint.serve_stream(request, dict(metadata or ()), deadline, _CONTEXT)
-        try:
-            while True:
-                left = None if deadline is None else deadline - time.monotonic()
-                async with asyncio.timeout(left):
-                    message = await anext(messages, None)
-                if message is None:
-                    return
-                yield message
-        except errors.TriglotError as error:
-            raise _rpc_error(error, self._endpoint) from None
-        except TimeoutError:
-            raise _rpc_error(errors.DeadlineExceeded("Deadline Exceeded"), self._endpoint) from None
 
 
 def _rpc_error(error: errors.TriglotError, endpoint: Endpoint | None) -> AioRpcError:

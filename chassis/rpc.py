@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Policy:
 
 
 class Endpoint:
-    """One RPC of one service. `serve_unary` and `serve_stream` raise TriglotError and nothing else."""
+    """One RPC of one service. Its answer is one message; what it takes is a message or a stream of them."""
 
     def __init__(self, path: str, handler: Any, policy: Policy) -> None:
         self.path = path
@@ -55,48 +55,26 @@ class Endpoint:
         self._open = name in policy.open_rpcs
         checked = policy.action_prefix is not None and name not in policy.free_rpcs | policy.open_rpcs
         self._action = f"{policy.action_prefix}{name}" if checked else None
-        self._behavior: Callable[[Any, Any], Any] = handler.unary_unary or handler.stream_unary or handler.unary_stream
+        self._behavior: Callable[[Any, Any], Any] = handler.unary_unary or handler.stream_unary
         self._in_flight = rpc_in_flight.labels(path)
         self._seconds: dict[grpc.StatusCode, Any] = {}
 
     async def serve_unary(self, request: Any, metadata: Metadata, deadline: float | None, context: Any) -> Any:
-        """Answer a call whose answer is one message. `request` is a message or an iterator of them."""
-        return await self._around(lambda: self._behavior(request, context), self._begin(metadata, deadline))
-
-    async def serve_stream(
-        self, request: Any, metadata: Metadata, deadline: float | None, context: Any
-    ) -> AsyncIterator[Any]:
-        """Answer a call whose answer is a stream. Its messages are handed on as they come."""
-        call = self._begin(metadata, deadline)
-        messages: AsyncIterator[Any] | None = None
-
-        async def following() -> Any:
-            nonlocal messages
-            if messages is None:
-                messages = self._behavior(request, context)
-            return await anext(messages, None)
-
-        message = await self._around(following, call)
-        while message is not None:
-            yield message
-            message = await self._around(following, call, first=False)
-
-    def _begin(self, metadata: Metadata, deadline: float | None) -> calls.Call:
-        shown = metadata.get(calls.REQUEST_ID)
-        request_id = shown if isinstance(shown, str) and shown else calls.new_request_id()
-        return calls.Call(request_id, metadata, deadline=deadline)
-
-    async def _around(self, work: Callable[[], Awaitable[Any]], call: calls.Call, *, first: bool = True) -> Any:
+        """Answer a call. `request` is a message or an iterator of them. Raises TriglotError and nothing else."""
         started = time.perf_counter()
         code = grpc.StatusCode.OK
+        call = _call(metadata, deadline)
         self._in_flight.inc()
         token = calls.enter(call)
         try:
-            if first and not self._open:
-                call.principal = await self._authenticator.principal(call.metadata)
+            if not self._open:
+                call.principal = await self._authenticator.principal(metadata)
                 if self._action is not None:
                     call.principal.require(self._action)
-            return await work()
+            unreadable = metadata.get(calls.UNREADABLE)
+            if isinstance(unreadable, bytes):
+                raise errors.from_status(unreadable)
+            return await self._behavior(request, context)
         except errors.TriglotError as error:
             code = error.code
             log.info("refused", rpc=self.path, reason=error.reason, message=error.message)
@@ -121,6 +99,12 @@ class Endpoint:
         if child is None:
             child = self._seconds[code] = rpc_seconds.labels(self.path, code.name)
         child.observe(seconds)
+
+
+def _call(metadata: Metadata, deadline: float | None) -> calls.Call:
+    shown = metadata.get(calls.REQUEST_ID)
+    request_id = shown if isinstance(shown, str) and shown else calls.new_request_id()
+    return calls.Call(request_id, metadata, deadline=deadline)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 import structlog
+from google.protobuf.empty_pb2 import Empty
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -29,32 +31,46 @@ class RowEndpoint:
         self._dialect = dialect
         self._row = row
         self._max_body_bytes = settings.max_body_bytes
+        self._body_timeout_seconds = settings.body_timeout_seconds
         self._timeout_seconds = settings.timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         exchange = _exchange(scope)
+        # A connection on which the rest of a body may still come is of no further use.
+        close = True
         try:
-            exchange.body = await _body(receive, exchange, self._max_body_bytes)
+            async with asyncio.timeout(self._body_timeout_seconds):
+                exchange.body = await _body(receive, exchange, self._max_body_bytes)
+            close = False
             answer = await self._answer(exchange)
         except errors.TriglotError as error:
             answer = self._dialect.render_error(error, exchange)
         except Disconnected:
             return
+        except TimeoutError:
+            late = errors.InvalidArgument("The body did not arrive in time", reason="BODY_TOO_SLOW")
+            answer = self._dialect.render_error(late, exchange)
         except Exception:
             log.exception("failed", operation=self._row.operation, request_id=exchange.request_id)
             hidden = errors.Internal(f"Internal error, request id {exchange.request_id}")
             answer = self._dialect.render_error(hidden, exchange)
-        await _send(send, answer, exchange.request_id)
+        await _send(send, answer, exchange.request_id, close=close)
         labels = (self._dialect.name, self._row.operation, str(answer.status))
         http_seconds.labels(*labels).observe(time.perf_counter() - started)
 
     async def _answer(self, exchange: Exchange) -> Answer:
         row = self._row
-        message = row.request(exchange)
         if row.rpc is None:
+            row.request(exchange)
             return row.answer(exchange, None)
         metadata = (*self._dialect.credential(exchange), (calls.REQUEST_ID, exchange.request_id))
+        try:
+            message = row.request(exchange)
+        except errors.TriglotError as error:
+            # The service refuses the call in our place, after it has looked at who calls.
+            message = Empty()
+            metadata = (*metadata, (calls.UNREADABLE, error.status().SerializeToString()))
         reply = await calls.invoke(row.rpc, message, metadata=metadata, timeout_seconds=self._timeout_seconds)
         return row.answer(exchange, reply)
 
@@ -97,13 +113,15 @@ async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _send(send: Send, answer: Answer, request_id: str) -> None:
+async def _send(send: Send, answer: Answer, request_id: str, *, close: bool = False) -> None:
     headers = [
         (b"content-type", answer.media_type.encode()),
         (b"content-length", str(len(answer.body)).encode()),
         (b"x-request-id", request_id.encode()),
     ]
     headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
 

@@ -30,6 +30,7 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
+            limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=max(1, int(drain_seconds)),
             ssl_certfile=settings.tls_certificate or None,
             ssl_keyfile=settings.tls_key or None,

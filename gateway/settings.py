@@ -18,6 +18,10 @@ class GatewaySettings(SettingsModel):
         description="HTTP ports, a JSON list; each serves all three dialects (Feast's, Hopsworks' and one more).",
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest HTTP body that is taken.")
+    body_timeout_seconds: float = Field(30.0, gt=0, description="How long a body may take to arrive.")
+    max_connections: int = Field(
+        10_000, ge=1, description="Connections, and requests under way, beyond which new requests are answered 503."
+    )
     timeout_seconds: float = Field(10.0, gt=0, description="Deadline of the RPC behind an HTTP request.")
     hopsworks_api_version: str = Field("0.1.0", description="Version prefix of the Hopsworks routes.")
     hopsworks_validate_passed_features: bool = Field(

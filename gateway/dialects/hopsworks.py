@@ -14,6 +14,7 @@ import msgspec
 import orjson
 
 from chassis import errors
+from gateway import credentials
 from gateway.dialect import Dialect, Metadata, Row
 from gateway.exchange import Answer, Exchange, json_answer
 from gateway.settings import GatewaySettings
@@ -49,6 +50,7 @@ TEXTS = {
     "MALFORMED_BODY": (400, "Error: {message}"),
     "INVALID_FIELD": (400, "Error:Field validation: {message}"),
     "BODY_TOO_LARGE": (400, "{message}"),
+    "BODY_TOO_SLOW": (408, "{message}"),
     "TOO_MANY_ENTRIES": (400, "{message}"),
     "RATE_LIMITED": (429, "{message}"),
     "OVERLOADED": (503, "{message}"),
@@ -116,8 +118,8 @@ def dialect(channel: grpc.aio.Channel, settings: GatewaySettings) -> Dialect:
 
 
 def _credential(exchange: Exchange) -> Metadata:
-    key = exchange.headers.get("x-api-key", "")
-    return (("x-api-key", key),) if key and key.isascii() and key.isprintable() else ()
+    key = credentials.sendable(exchange.headers.get("x-api-key", ""))
+    return (("x-api-key", key),) if key else ()
 
 
 def _empty(exchange: Exchange) -> None:

@@ -42,12 +42,6 @@ class Echo:
     async def ping(self, request: Text, context: Any) -> Text:
         return Text(value="pong")
 
-    async def count(self, request: Text, context: Any) -> AsyncIterator[Text]:
-        for number in range(int(request.value)):
-            if number == 3:
-                raise errors.Unavailable("three is too many")
-            yield Text(value=str(number))
-
     async def join(self, requests: AsyncIterator[Text], context: Any) -> Text:
         return Text(value=",".join([request.value async for request in requests]))
 
@@ -59,7 +53,6 @@ def add_to_server(servicer: Echo, server: Any) -> None:
         {
             "Say": grpc.unary_unary_rpc_method_handler(servicer.say, **shape),
             "Ping": grpc.unary_unary_rpc_method_handler(servicer.ping, **shape),
-            "Count": grpc.unary_stream_rpc_method_handler(servicer.count, **shape),
             "Join": grpc.stream_unary_rpc_method_handler(servicer.join, **shape),
         },
     )
@@ -82,6 +75,5 @@ class Stub:
         shape = {"request_serializer": Text.SerializeToString, "response_deserializer": Text.FromString}
         self.Say = channel.unary_unary("/test.Echo/Say", **shape)
         self.Ping = channel.unary_unary("/test.Echo/Ping", **shape)
-        self.Count = channel.unary_stream("/test.Echo/Count", **shape)
         self.Join = channel.stream_unary("/test.Echo/Join", **shape)
         self.Nothing = channel.unary_unary("/test.Echo/Nothing", **shape)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 import prometheus_client
 import pytest
+from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis import calls, errors
@@ -18,6 +19,7 @@ from tests.chassis.echo import Stub, Text, service
 
 ADMIN = (("authorization", "admin"),)
 GUEST = (("authorization", "guest"),)
+TOO_MANY = errors.InvalidArgument("at most 5", reason="TOO_MANY_ENTRIES").status().SerializeToString()
 
 
 def make_server(port: int = 0) -> GrpcServer:
@@ -70,9 +72,8 @@ async def test_actions_are_checked(channel: grpc.aio.Channel) -> None:
     stub = Stub(channel)
     assert (await stub.Say(Text(value="a"), metadata=GUEST)).value == "a"
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        async for _ in stub.Count(Text(value="1"), metadata=GUEST):
-            pass
-    assert errors.from_rpc(raised.value).metadata == {"action": "test:Count"}
+        await stub.Join(_texts("a"), metadata=GUEST)
+    assert errors.from_rpc(raised.value).metadata == {"action": "test:Join"}
 
 
 async def test_an_open_rpc_asks_for_no_credential(channel: grpc.aio.Channel) -> None:
@@ -85,21 +86,30 @@ async def test_deadlines(channel: grpc.aio.Channel) -> None:
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_streams_end_with_their_error(channel: grpc.aio.Channel) -> None:
-    seen = []
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        async for message in Stub(channel).Count(Text(value="9"), metadata=ADMIN):
-            seen.append(message.value)
-    assert seen == ["0", "1", "2"]
-    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
-
-
 async def test_streams_of_requests(channel: grpc.aio.Channel) -> None:
-    async def messages() -> AsyncIterator[Text]:
-        for value in "abc":
-            yield Text(value=value)
+    assert (await Stub(channel).Join(_texts("abc"), metadata=ADMIN)).value == "a,b,c"
 
-    assert (await Stub(channel).Join(messages(), metadata=ADMIN)).value == "a,b,c"
+
+async def _texts(values: str) -> AsyncIterator[Text]:
+    for value in values:
+        yield Text(value=value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "refused_with", "reason"),
+    [
+        ((), TOO_MANY, "CREDENTIAL_MISSING"),
+        (GUEST, TOO_MANY, "TOO_MANY_ENTRIES"),
+        (ADMIN, b"no status", "INVALID_FIELD"),
+    ],
+)
+async def test_who_calls_comes_before_what_is_wrong(
+    channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...], refused_with: bytes, reason: str
+) -> None:
+    """A gateway could not read a request: the service says so to callers that it knows."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await Stub(channel).Say(Empty(), metadata=(*metadata, (calls.UNREADABLE, refused_with)))
+    assert errors.from_rpc(raised.value).reason == reason
 
 
 async def test_unknown_methods(channel: grpc.aio.Channel) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +15,7 @@ from gateway.dialects.pai.faults import render
 from gateway.exchange import Exchange
 from tests.conftest import Servers
 from tests.management.conftest import INSTANCE, Pai, catalogue
+from tests.signer import Signer
 
 ROOT = "/api/PaiFeatureStore/2023-06-21"
 SDK = f"/api/v1/instances/{INSTANCE}"
@@ -109,38 +108,6 @@ async def test_bearer_token_header(caller: Pai) -> None:
     assert response.status_code == 200
     odd = await caller.client.get("/api/v1/instances", headers={"x-acs-bearer-token": "k\u00e9y".encode("latin-1")})  # type: ignore[dict-item]
     assert (odd.status_code, odd.json()["Code"]) == (403, "UnauthorizedOperation")
-
-
-class Signer:
-    """Signs requests as ACS3-HMAC-SHA256 has it, written from the description of the algorithm."""
-
-    def __init__(self, key_id: str, secret: str) -> None:
-        self.key_id, self.secret = key_id, secret
-        self.count = 0
-
-    def headers(self, method: str, path: str, query: dict[str, str], body: bytes, **changes: str) -> dict[str, str]:
-        self.count += 1
-        headers = {
-            "host": "test",
-            "x-acs-action": "Any",
-            "x-acs-version": "2023-06-21",
-            "x-acs-date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "x-acs-signature-nonce": f"nonce-{self.count}",
-            "x-acs-content-sha256": hashlib.sha256(body).hexdigest(),
-            **changes,
-        }
-        left_out = {"unsigned", *changes.get("unsigned", "").split(";")}
-        names = sorted(name for name in headers if name not in left_out)
-        canonical_query = "&".join(f"{key}={quote(query[key], safe='-_.~')}" for key in sorted(query))
-        lines = "".join(f"{name}:{headers[name]}\n" for name in names)
-        request = "\n".join((method, path, canonical_query, lines, ";".join(names), headers["x-acs-content-sha256"]))
-        to_sign = f"ACS3-HMAC-SHA256\n{hashlib.sha256(request.encode()).hexdigest()}"
-        signature = hmac.new(self.secret.encode(), to_sign.encode(), hashlib.sha256).hexdigest()
-        headers.pop("unsigned", None)
-        headers["authorization"] = (
-            f"ACS3-HMAC-SHA256 Credential={self.key_id},SignedHeaders={';'.join(names)},Signature={signature}"
-        )
-        return headers
 
 
 async def test_signatures(app: Any, servers: Servers) -> None:

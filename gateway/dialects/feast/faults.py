@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chassis import errors
+from gateway import credentials
 from gateway.dialect import Metadata
 from gateway.dialects.feast.parameters import BadRequest, MissingQuery
 from gateway.exchange import Answer, Exchange, json_answer
@@ -12,9 +13,7 @@ from gateway.exchange import Answer, Exchange, json_answer
 
 def credential(exchange: Exchange) -> Metadata:
     """The Authorization header, handed on for the registry to judge."""
-    shown = exchange.headers.get("authorization", "").strip()
-    if not shown.isascii() or not shown.isprintable():
-        raise errors.Unauthenticated("the Authorization header is not ASCII")
+    shown = credentials.sendable(exchange.headers.get("authorization", ""))
     return (("authorization", shown),) if shown else ()
 
 
@@ -45,6 +44,7 @@ _SHAPES: Sequence[tuple[type[errors.TriglotError], int, str]] = (
     (errors.DeadlineExceeded, 504, "HTTPException"),
     (errors.TriglotError, 500, "InternalServerError"),
 )
+_ABOUT_THE_BODY = {"BODY_TOO_LARGE": 413, "BODY_TOO_SLOW": 408}
 # What the real server's framework answers before its own handlers run.
 _BARE = {
     "OPERATION_NOT_FOUND": (404, "Not Found"),
@@ -58,8 +58,8 @@ def render_error(error: errors.TriglotError, exchange: Exchange) -> Answer:
         status, detail = _BARE[error.reason]
         return json_answer({"detail": detail}, status)
     status, error_type = next((row[1], row[2]) for row in _SHAPES if isinstance(error, row[0]))
-    if error.reason == "BODY_TOO_LARGE":
-        status, error_type = 413, "HTTPException"
+    if error.reason in _ABOUT_THE_BODY:
+        status, error_type = _ABOUT_THE_BODY[error.reason], "HTTPException"
     content = {"status_code": status, "detail": _detail(error), "error_type": error_type}
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     return json_answer(content, status, headers)

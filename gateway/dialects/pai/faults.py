@@ -21,6 +21,7 @@ _BY_REASON = {
     "SIGNATURE_NONCE_USED": (400, "SignatureNonceUsed"),
     "SIGNATURE_TYPE_UNSUPPORTED": (400, "SignatureTypeNotSupported"),
     "ACCESS_KEY_NOT_FOUND": (404, "InvalidAccessKeyId.NotFound"),
+    "BODY_TOO_SLOW": (408, "RequestTimeout"),
     "OPERATION_NOT_FOUND": (404, "InvalidApi.NotFound"),
     "METHOD_NOT_ALLOWED": (405, "UnsupportedHTTPMethod"),
     "UNIMPLEMENTED": (404, "InvalidApi.NotFound"),

@@ -10,11 +10,14 @@ import hmac
 from urllib.parse import parse_qsl, quote
 
 from chassis import auth, calls, errors
+from gateway import credentials
 from gateway.dialect import Metadata
 from gateway.exchange import Exchange
 
 _UNRESERVED = "-_.~"
 _CONTENT_HASH = "x-acs-content-sha256"
+# PAI's own limit of a request; gRPC takes 16 KiB of metadata at most.
+_MAX_SIGNED_BYTES = 8192
 # What must be signed, or it could be exchanged on the way.
 _MUST_SIGN = ("host", "x-acs-action", "x-acs-version", auth.DATE, auth.NONCE, _CONTENT_HASH)
 
@@ -22,15 +25,17 @@ _MUST_SIGN = ("host", "x-acs-action", "x-acs-version", auth.DATE, auth.NONCE, _C
 def credential(exchange: Exchange) -> Metadata:
     """Metadata for the credential of a request. Raises Unauthenticated for a signed request that lacks something."""
     headers = exchange.headers
-    authorization = headers.get("authorization", "").strip()
+    authorization = credentials.sendable(headers.get("authorization", ""))
     if authorization.startswith(f"{auth.SIGNATURE_ALGORITHM} "):
-        return (
-            ("authorization", authorization),
-            (auth.CANONICAL_REQUEST, _canonical_request(exchange, authorization)),
-        )
+        canonical = _canonical_request(exchange, authorization)
+        if len(canonical) > _MAX_SIGNED_BYTES:
+            raise errors.InvalidArgument(
+                f"a signed request may have {_MAX_SIGNED_BYTES} bytes besides its body, not {len(canonical)}"
+            )
+        return (("authorization", authorization), (auth.CANONICAL_REQUEST, canonical))
     if authorization:
-        return (("authorization", _printable(authorization)),)
-    return calls.bearer(_printable(headers.get("x-acs-bearer-token", "").strip()))
+        return (("authorization", authorization),)
+    return calls.bearer(credentials.sendable(headers.get("x-acs-bearer-token", "")))
 
 
 def _canonical_request(exchange: Exchange, authorization: str) -> bytes:
@@ -62,10 +67,3 @@ def _canonical_query(exchange: Exchange) -> str:
     """Decoded as a form, because a space arrives as `+`; encoded again strictly, because it was signed as %20."""
     pairs = parse_qsl(exchange.query_string.decode("latin-1"), keep_blank_values=True)
     return "&".join(f"{quote(key, safe=_UNRESERVED)}={quote(value, safe=_UNRESERVED)}" for key, value in sorted(pairs))
-
-
-def _printable(text: str) -> str:
-    """gRPC takes no other text in metadata."""
-    if not (text.isascii() and text.isprintable()) and text:
-        raise errors.Unauthenticated("the credential holds characters that no key has")
-    return text

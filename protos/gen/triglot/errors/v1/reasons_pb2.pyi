@@ -50,6 +50,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """INVALID_ARGUMENT: the body is not the JSON it should be."""
     REASON_BODY_TOO_LARGE: _Reason.ValueType  # 32
     """INVALID_ARGUMENT: the body is larger than the server takes. Metadata: limit_bytes."""
+    REASON_BODY_TOO_SLOW: _Reason.ValueType  # 34
+    """INVALID_ARGUMENT: the body did not arrive within the time the server waits for one."""
     REASON_TOO_MANY_ENTRIES: _Reason.ValueType  # 33
     """INVALID_ARGUMENT: more entries than one request may hold. Metadata: limit."""
     REASON_FEATURE_STORE_NOT_FOUND: _Reason.ValueType  # 40
@@ -150,6 +152,8 @@ REASON_MALFORMED_BODY: Reason.ValueType  # 31
 """INVALID_ARGUMENT: the body is not the JSON it should be."""
 REASON_BODY_TOO_LARGE: Reason.ValueType  # 32
 """INVALID_ARGUMENT: the body is larger than the server takes. Metadata: limit_bytes."""
+REASON_BODY_TOO_SLOW: Reason.ValueType  # 34
+"""INVALID_ARGUMENT: the body did not arrive within the time the server waits for one."""
 REASON_TOO_MANY_ENTRIES: Reason.ValueType  # 33
 """INVALID_ARGUMENT: more entries than one request may hold. Metadata: limit."""
 REASON_FEATURE_STORE_NOT_FOUND: Reason.ValueType  # 40
