@@ -1,7 +1,8 @@
 """Groups and plans in memory: loaded when first asked for, dropped when PostgreSQL says that they changed.
 
-While no notifications arrive, what is known stays in use and what is loaded is not kept; when they arrive again
-everything is dropped, because some may have been lost.
+While no notifications arrive, what is known is loaded again when it is a second old. The value from before stays in
+use only as long as PostgreSQL does not answer. When notifications arrive again everything is loaded again, because
+some may have been lost.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from chassis import errors
 from chassis.listener import Listener
+from chassis.postgres import Database
 from chassis.settings import Settings
 from services.serving.catalogue import CHANNEL, Catalogue
 from services.serving.definitions import Group
@@ -23,18 +25,21 @@ Key = tuple[str, str, int]  # feature store, name, version
 V = TypeVar("V")
 
 _MAX_KEPT = 10_000
-_REFUSAL_SECONDS = 1.0
+# How old may be what no notification vouches for.
+_TRUSTED_SECONDS = 1.0
+# How long a read waits for PostgreSQL when there is a value from before. The load goes on and is there for the next.
+_PATIENCE_SECONDS = 0.25
 
 
 class DefinitionCache:
     """Groups and plans by (feature store, name, version)."""
 
-    def __init__(self, catalogue: Catalogue, rows: Rows, settings: Settings) -> None:
+    def __init__(self, catalogue: Catalogue, rows: Rows, database: Database, settings: Settings) -> None:
         self._catalogue = catalogue
         self._rows = rows
-        self._listener = Listener(settings, CHANNEL, self.changed, self._gap)
-        self._groups: _Cache[Group] = _Cache(self._load_group, self._keeping)
-        self._plans: _Cache[Plan] = _Cache(self._load_plan, self._keeping)
+        self._listener = Listener(settings, database, CHANNEL, self.changed, self._gap)
+        self._groups: _Cache[Group] = _Cache(self._load_group, self._vouched_for)
+        self._plans: _Cache[Plan] = _Cache(self._load_plan, self._vouched_for)
 
     async def start(self) -> None:
         """Begin to listen. PostgreSQL may be away."""
@@ -63,11 +68,10 @@ class DefinitionCache:
             self._plans.drop(lambda key, _: f"{key[0]}/{key[1]}/{key[2]}" == what)
 
     def _gap(self) -> None:
-        if self._listener.listening:
-            self._groups.drop(lambda *_: True)
-            self._plans.drop(lambda *_: True)
+        self._groups.doubt()
+        self._plans.doubt()
 
-    def _keeping(self) -> bool:
+    def _vouched_for(self) -> bool:
         return self._listener.listening
 
     async def _load_group(self, key: Key) -> Group:
@@ -77,13 +81,26 @@ class DefinitionCache:
         return compile_plan(await self._catalogue.view(*key), self._rows.prefix)
 
 
-class _Cache(Generic[V]):
-    """Values by key, loaded once for all who wait. What was loaded before a drop is not kept after it."""
+class _Doubtful(NamedTuple, Generic[V]):
+    """A value that may have changed without our knowing."""
 
-    def __init__(self, load: Callable[[Key], Awaitable[V]], keeping: Callable[[], bool]) -> None:
+    value: V
+    # Until then it is served without asking PostgreSQL, on time.monotonic()'s clock.
+    trusted_until: float
+
+
+class _Cache(Generic[V]):
+    """Values by key, loaded once for all who wait. What was loaded before a drop is not kept after it.
+
+    `vouched_for` says whether changes are heard of at this moment.
+    """
+
+    def __init__(self, load: Callable[[Key], Awaitable[V]], vouched_for: Callable[[], bool]) -> None:
         self._load = load
-        self._keeping = keeping
+        self._vouched_for = vouched_for
+        # A key is in one of the two at most.
         self._kept: dict[Key, V] = {}
+        self._doubtful: dict[Key, _Doubtful[V]] = {}
         self._refused: dict[Key, tuple[errors.NotFound, float]] = {}
         self._loading: dict[Key, asyncio.Task[V]] = {}
 
@@ -91,6 +108,9 @@ class _Cache(Generic[V]):
         kept = self._kept.get(key)
         if kept is not None:
             return kept
+        doubtful = self._doubtful.get(key)
+        if doubtful is not None and doubtful.trusted_until > time.monotonic():
+            return doubtful.value
         refused = self._refused.get(key)
         if refused is not None and refused[1] > time.monotonic():
             raise _again(refused[0])
@@ -101,24 +121,35 @@ class _Cache(Generic[V]):
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             # A caller that gives up must not take the others' answer away.
-            return await asyncio.shield(task)
+            async with asyncio.timeout(None if doubtful is None else _PATIENCE_SECONDS):
+                return await asyncio.shield(task)
         except errors.TriglotError as error:
-            raise _again(error) from None
+            if doubtful is None or isinstance(error, errors.NotFound):
+                raise _again(error) from None
+        except TimeoutError:
+            if doubtful is None:
+                raise
+        # Nobody else should wait for a PostgreSQL that is away, for a while.
+        if self._doubtful.get(key) is doubtful:
+            self._doubtful[key] = _Doubtful(doubtful.value, time.monotonic() + _TRUSTED_SECONDS)
+        return doubtful.value
 
     async def _loaded(self, key: Key) -> V:
         me = asyncio.current_task()
+        trusted_until = time.monotonic() + _TRUSTED_SECONDS
         try:
             value = await self._load(key)
-            if self._loading.get(key) is me and self._keeping():
-                if len(self._kept) >= _MAX_KEPT:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[key] = value
+            if self._loading.get(key) is me:
+                self._doubtful.pop(key, None)
+                if self._vouched_for():
+                    _put(self._kept, key, value)
+                else:
+                    _put(self._doubtful, key, _Doubtful(value, trusted_until))
             return value
         except errors.NotFound as error:
-            if self._loading.get(key) is me and self._keeping():
-                if len(self._refused) >= _MAX_KEPT:
-                    self._refused.clear()
-                self._refused[key] = (error, time.monotonic() + _REFUSAL_SECONDS)
+            if self._loading.get(key) is me:
+                self._doubtful.pop(key, None)
+                _put(self._refused, key, (error, trusted_until))
             raise
         finally:
             if self._loading.get(key) is me:
@@ -128,8 +159,25 @@ class _Cache(Generic[V]):
         """Forget the values that `touched` is true for, every refusal, and what is being loaded just now."""
         for key in [key for key, value in self._kept.items() if touched(key, value)]:
             del self._kept[key]
+        for key in [key for key, doubtful in self._doubtful.items() if touched(key, doubtful.value)]:
+            del self._doubtful[key]
         self._refused.clear()
         self._loading.clear()
+
+    def doubt(self) -> None:
+        """Load everything again before it is used again, unless PostgreSQL does not answer."""
+        values = self._kept | {key: doubtful.value for key, doubtful in self._doubtful.items()}
+        self._kept.clear()
+        self._doubtful = {key: _Doubtful(value, float("-inf")) for key, value in values.items()}
+        self._refused.clear()
+        self._loading.clear()
+
+
+def _put(values: dict[Key, Any], key: Key, value: Any) -> None:
+    """Keep a value in place of the oldest one, if there are many."""
+    if len(values) >= _MAX_KEPT and key not in values:
+        del values[next(iter(values))]
+    values[key] = value
 
 
 def _again(error: errors.TriglotError) -> errors.TriglotError:

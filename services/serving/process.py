@@ -27,7 +27,7 @@ async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterato
     async with open_redis(settings) as client:
         catalogue = Catalogue(database, own.retired_rows_seconds)
         rows = Rows(client, own.key_prefix, own.max_read_keys)
-        definitions = DefinitionCache(catalogue, rows, settings)
+        definitions = DefinitionCache(catalogue, rows, database, settings)
         sweeper = Sweeper(
             catalogue, rows, every_seconds=own.sweep_seconds, abandoned_seconds=own.abandoned_load_seconds
         )

@@ -1,0 +1,54 @@
+"""Notifications count as heard only while one's own come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from chassis.listener import Listener
+from chassis.postgres import Database
+from chassis.settings import Settings
+from tests.serving.relay import open_relay
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 - what is waited for is in another connection
+            await asyncio.sleep(0.02)
+
+
+async def test_a_pooler_that_swallows_notifications_is_found_out(settings: Settings, database: Database) -> None:
+    heard: list[str] = []
+    gaps: list[bool] = []
+    async with open_relay(settings.postgres_url.get_secret_value()) as relay:
+        own = settings.model_copy(update={"postgres_url": type(settings.postgres_url)(relay.url)})
+        listener = Listener(
+            own, database, "c", heard.append, lambda: gaps.append(listener.listening), check_seconds=0.05
+        )
+        relay.deaf = True
+        await listener.start()
+        assert not listener.listening
+        relay.deaf = False
+        await until(lambda: listener.listening)
+        await database.execute("SELECT pg_notify('c', 'one')")
+        await until(lambda: heard == ["one"])
+        relay.deaf = True
+        await until(lambda: not listener.listening)
+        await database.execute("SELECT pg_notify('c', 'lost')")
+        relay.deaf = False
+        await until(lambda: listener.listening)
+        assert gaps == [True, False, True]
+        assert heard == ["one"]
+        await listener.stop()
+
+
+async def test_one_listener_does_not_hear_the_proofs_of_another(settings: Settings, database: Database) -> None:
+    heard: list[str] = []
+    listeners = [Listener(settings, database, "c", heard.append, lambda: None, check_seconds=0.01) for _ in range(2)]
+    for listener in listeners:
+        await listener.start()
+    await database.execute("SELECT pg_notify('c', 'one')")
+    await until(lambda: len(heard) == 2)
+    for listener in listeners:
+        await listener.stop()
+    assert heard == ["one", "one"]
