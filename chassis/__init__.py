@@ -1,1 +1,7 @@
 """How any service runs: errors, server, settings, stores, authentication, telemetry. Knows nothing of features."""
+
+import os
+
+# Before gRPC is imported, because it reads this then. Its fork handlers now and then abort a child that has not become
+# the program yet that it is to run: PostgreSQL, Redis, the worker. No child of ours needs them: none uses gRPC before.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"

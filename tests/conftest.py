@@ -18,6 +18,7 @@ from chassis.postgres import Database, open_database
 from chassis.principals import Principal
 from chassis.secretbox import SecretBox, new_key
 from chassis.settings import Settings
+from tests.patience import until
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 from triglot.schemas import SCHEMAS
 
@@ -84,14 +85,15 @@ def database_url(servers: Servers) -> Iterator[str]:
 
 async def _drop(postgres_url: str, name: str) -> None:
     """An autovacuum that is just visiting the database cannot be sent away by our role: try again when it has left."""
-    for last in (*[False] * 50, True):
+
+    async def dropped() -> bool:
         try:
             await _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-            return
         except asyncpg.InsufficientPrivilegeError:
-            if last:
-                raise
-            await asyncio.sleep(0.2)
+            return False
+        return True
+
+    await until(dropped)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ async def test_a_changed_migration_is_refused(database_url: str, plan: Migration
 
 async def test_a_broken_migration_leaves_nothing(database_url: str, plan: Migrations) -> None:
     (plan.folder / "0002_two.sql").write_text("CREATE TABLE demo.b (id int); SELECT nonsense;")
-    with pytest.raises(asyncpg.PostgresError):
+    with pytest.raises(MigrationError, match=r"^demo/0002_two\.sql: column \"nonsense\" does not exist$"):
         await migrate(database_url, [plan])
     connection = await asyncpg.connect(database_url)
     text = await describe(connection, "demo")
@@ -85,9 +85,9 @@ async def test_a_transaction_that_raises_leaves_nothing(database: Database) -> N
 
 
 async def test_a_slow_statement_is_given_up(settings: Settings) -> None:
-    database = await open_database(settings.model_copy(update={"postgres_timeout_seconds": 0.1}))
+    database = await open_database(settings.model_copy(update={"postgres_timeout_seconds": 1.0}))
     with pytest.raises(errors.Unavailable):
-        await database.execute("SELECT pg_sleep(5)")
+        await database.execute("SELECT pg_sleep(60)")
     await database.close()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import grpc
@@ -16,6 +19,7 @@ from chassis.errors import PortInUse
 from chassis.inprocess import InProcessChannel
 from chassis.server import GrpcServer
 from tests.chassis.echo import Stub, Text, service
+from tests.patience import PATIENCE_SECONDS, until
 
 ADMIN = (("authorization", "admin"),)
 GUEST = (("authorization", "guest"),)
@@ -155,6 +159,23 @@ async def test_draining_finishes_what_is_under_way() -> None:
         asked = health_pb2.HealthCheckRequest(service="test.Echo")
         assert (await health.Check(asked)).status == health_pb2.HealthCheckResponse.SERVING
         waiting = asyncio.ensure_future(Stub(opened).Say(Text(value="wait 0.3"), metadata=ADMIN))
-        await asyncio.sleep(0.1)
-        await server.stop(5)
+
+        async def under_way() -> bool:
+            return prometheus_client.REGISTRY.get_sample_value("triglot_rpc_in_flight", {"rpc": "/test.Echo/Say"}) == 1
+
+        await until(under_way)
+        await server.stop(PATIENCE_SECONDS)
         assert (await waiting).value == "wait 0.3"
+
+
+async def test_processes_can_be_started_while_grpc_is_at_work() -> None:
+    """With its fork handlers, some children in a hundred were aborted before they had become another program."""
+    server = make_server()
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+        for _ in range(100):
+            await Stub(opened).Ping(Text())
+            # With something to do between fork and exec, as in triglot.embedded: without it there is no fork.
+            child = subprocess.Popen([sys.executable, "-V"], stdout=subprocess.DEVNULL, preexec_fn=os.getpid)  # noqa: ASYNC220, PLW1509
+            assert await asyncio.to_thread(child.wait) == 0
+    await server.stop(0)

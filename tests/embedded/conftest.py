@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,19 +79,6 @@ def new_stack() -> Iterator[Callable[..., Stack]]:
     yield make
     for stack in stacks:
         stack.kill()
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool], float], bool]:
-    def poll(condition: Callable[[], bool], seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
-
-    return poll
 
 
 @pytest.fixture

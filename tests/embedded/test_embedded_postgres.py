@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from tests.patience import PATIENCE_SECONDS, eventually
 from triglot.embedded import EmbeddedPostgres, EmbeddedServerError, placement, process
 from triglot.embedded.binaries import find_postgres
 from triglot.embedded.postgres import clear_stale_pid_file
@@ -25,7 +26,6 @@ from triglot.embedded.postgres import clear_stale_pid_file
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as nobody")
 
 NewDataDir = Callable[[], Path]
-Eventually = Callable[[Callable[[], bool], float], bool]
 
 
 def sql(url: str, *statements: str) -> Any:
@@ -254,9 +254,7 @@ def test_two_folders_side_by_side_and_a_moved_one(postgres: EmbeddedPostgres, ne
 
 
 def test_all_die_with_a_killed_stack_and_the_data_comes_back(
-    new_data_dir: NewDataDir,
-    new_stack: Callable[..., Any],
-    eventually: Eventually,
+    new_data_dir: NewDataDir, new_stack: Callable[..., Any]
 ) -> None:
     data_dir = new_data_dir()
     locks = [data_dir / "postgres.lock", data_dir / "redis.lock"]
@@ -267,8 +265,9 @@ def test_all_die_with_a_killed_stack_and_the_data_comes_back(
     assert not any(is_free(lock) for lock in locks)
     stack.kill()
     # The locks are inherited: free means that no process of either server is left.
-    assert eventually(lambda: all(is_free(lock) for lock in locks), 5)
-    assert not any(process.is_alive(pid) for pid in stack.pids.values())
+    assert eventually(lambda: all(is_free(lock) for lock in locks))
+    # A process lets go of its files a moment before it is gone.
+    assert eventually(lambda: not any(process.is_alive(pid) for pid in stack.pids.values()))
 
     # Once more, with nobody given the time to shut down.
     stack = new_stack(data_dir, "postgres")
@@ -290,7 +289,7 @@ def test_a_busy_backend_that_outlives_its_server_is_ended_first(
 
     async def kill_while_a_query_runs() -> int:
         connection = await asyncpg.connect(stack.urls["postgres"])
-        until = "clock_timestamp() < now() + interval ''15 s''"
+        until = "clock_timestamp() < now() + interval ''90 s''"
         query = asyncio.create_task(connection.execute(f"DO 'BEGIN WHILE {until} LOOP END LOOP; END'"))
         watcher = await asyncpg.connect(stack.urls["postgres"])
         busy = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'DO%' AND state = 'active'"
@@ -311,7 +310,7 @@ def test_a_busy_backend_that_outlives_its_server_is_ended_first(
     postgres.stop()
 
 
-def test_of_many_stacks_that_start_at_once_one_wins(new_data_dir: NewDataDir, eventually: Eventually) -> None:
+def test_of_many_stacks_that_start_at_once_one_wins(new_data_dir: NewDataDir) -> None:
     data_dir = new_data_dir()
     data_dir.mkdir()
     script = (
@@ -330,8 +329,8 @@ def test_of_many_stacks_that_start_at_once_one_wins(new_data_dir: NewDataDir, ev
         )
         for _ in range(4)
     ]
-    assert eventually(lambda: [rival.poll() for rival in rivals].count(1) == 3, 10)
-    answers = [rival.communicate(timeout=10) for rival in rivals]
+    assert eventually(lambda: [rival.poll() for rival in rivals].count(1) == 3)
+    answers = [rival.communicate(timeout=PATIENCE_SECONDS) for rival in rivals]
     assert sorted(said for said, _ in answers) == ["", "", "", "won\n"]
     assert sum("in use by process" in complaint for _, complaint in answers) == 3
     assert sorted(rival.returncode for rival in rivals) == [0, 1, 1, 1]

@@ -17,8 +17,9 @@ from gateway.exchange import Answer, Exchange, json_answer
 from gateway.server import HttpServer
 from gateway.settings import GatewaySettings
 from tests.chassis.echo import Stub, Text, service
+from tests.patience import PATIENCE_SECONDS
 
-SETTINGS = GatewaySettings(max_body_bytes=1024, timeout_seconds=0.2, ports=(0, 0))
+SETTINGS = GatewaySettings(max_body_bytes=1024, ports=(0, 0))
 
 
 def dialect(name: str, prefix: str) -> Dialect:
@@ -50,10 +51,14 @@ def dialect(name: str, prefix: str) -> Dialect:
     )
 
 
+def client_of(settings: GatewaySettings) -> httpx2.AsyncClient:
+    app: Any = create_app((dialect("one", "/one"), dialect("two", "")), settings)
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://t")
+
+
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
-    app: Any = create_app((dialect("one", "/one"), dialect("two", "")), SETTINGS)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://t") as client:
+    async with client_of(SETTINGS) as client:
         yield client
 
 
@@ -76,7 +81,6 @@ async def test_request_ids_are_kept_or_made(http: httpx2.AsyncClient) -> None:
         ("POST", "/one/say/x", b"x" * 1025, ("one", "BODY_TOO_LARGE")),
         ("POST", "/one/say/missing", b" y", ("one", "FEATURE_VIEW_NOT_FOUND")),
         ("POST", "/one/say/break", b"", ("one", "INTERNAL")),
-        ("POST", "/one/say/wait", b" 5", ("one", "DEADLINE_EXCEEDED")),
         ("GET", "/one/broken", b"", ("one", "INTERNAL")),
         ("GET", "/one/say/x", b"", ("one", "METHOD_NOT_ALLOWED")),
         ("GET", "/one/nothing", b"", ("one", "OPERATION_NOT_FOUND")),
@@ -89,6 +93,12 @@ async def test_refusals(
     answer = await http.request(method, path, content=content)
     assert (answer.json()["dialect"], answer.json()["reason"]) == expected
     assert "secret" not in answer.text
+
+
+async def test_a_call_that_takes_too_long() -> None:
+    async with client_of(SETTINGS.model_copy(update={"timeout_seconds": 0.2})) as http:
+        answer = await http.post("/one/say/wait", content=b" 60")
+    assert (answer.json()["dialect"], answer.json()["reason"]) == ("one", "DEADLINE_EXCEEDED")
 
 
 async def test_a_body_without_a_length_is_bounded_too(http: httpx2.AsyncClient) -> None:
@@ -113,4 +123,4 @@ async def test_several_ports_and_keep_alive() -> None:
             for body, said in ((b"", "a"), (b"x" * 5000, None), (b"", "a")):
                 answer = await client.post(f"http://127.0.0.1:{port}/say/a", content=body)
                 assert answer.json().get("said") == said
-    await asyncio.wait_for(server.stop(), 5)
+    await asyncio.wait_for(server.stop(), PATIENCE_SECONDS)

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
 from tests.management.brake import Brake
 from tests.management.conftest import Pai, catalogue
+from tests.patience import PATIENCE_SECONDS, until
 from tests.ports import reserved_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +40,6 @@ FIELDS = [
     {"Name": "id", "Type": "INT64", "Attributes": ["PrimaryKey"]},
     {"Name": "x", "Type": "DOUBLE", "Attributes": []},
 ]
-
-
-# For what must happen in the end; a busy machine may need long for it.
-PATIENCE_SECONDS = 60
 
 
 @pytest.fixture
@@ -104,28 +101,25 @@ async def publish(caller: Pai, view: str, **changes: Any) -> str:
     return str((await caller.answer("PublishFeatureViewTable", **body))["TaskId"])
 
 
-async def until(caller: Pai, task: str, *statuses: str, rows: int = 0) -> dict[str, Any]:
+async def until_task(caller: Pai, task: str, *statuses: str, rows: int = 0) -> dict[str, Any]:
     """The task, once it has one of the statuses and so many rows done."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            found: dict[str, Any] = await caller.answer("GetTask", TaskId=task)
-            if found["Status"] in statuses and found["RowsDone"] >= rows:
-                return found
-            assert found["Status"] not in {"Success", "Failure"} - set(statuses), await logs(caller, task)
-            await asyncio.sleep(0.05)
+    found: dict[str, Any] = {}
 
+    async def reached() -> bool:
+        found.update(await caller.answer("GetTask", TaskId=task))
+        done = found["Status"] in statuses and found["RowsDone"] >= rows
+        assert done or found["Status"] not in {"Success", "Failure"} - set(statuses), await logs(caller, task)
+        return done
 
-async def until_true(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not await check():  # noqa: ASYNC110 - what is waited for is in other processes
-            await asyncio.sleep(0.05)
+    await until(reached)
+    return found
 
 
 async def until_logged(caller: Pai, task: str, text: str) -> None:
     async def logged() -> bool:
         return any(text in line for line in await logs(caller, task))
 
-    await until_true(logged)
+    await until(logged)
 
 
 async def until_under_way(brake: Brake, count: int) -> None:
@@ -134,7 +128,7 @@ async def until_under_way(brake: Brake, count: int) -> None:
     async def counted() -> bool:
         return brake.calls == count
 
-    await until_true(counted)
+    await until(counted)
 
 
 async def logs(caller: Pai, task: str) -> list[str]:
@@ -156,7 +150,7 @@ async def test_from_parquet_to_online_rows(
     assert (waiting["Status"], waiting["RowsDone"], waiting["TaskId"]) == ("Initializing", 0, task)
     assert "GmtExecutedTime" not in waiting
     async with worker(settings, own, serving):
-        done = await until(caller, task, "Success")
+        done = await until_task(caller, task, "Success")
     assert (done["RowsDone"], done["RowsTotal"]) == (50_000, 50_000)
     assert orjson.loads(done["RunningConfig"])["feature_group"] == "profile"
     assert orjson.loads(done["Config"])["mode"] == "overwrite"
@@ -187,11 +181,11 @@ async def test_a_failed_overwrite_leaves_the_old_rows(
     write(tmp_path, range(30_000))
     view = await view_of_users(caller, tmp_path)
     async with worker(settings, own, serving):
-        await until(caller, await publish(caller, view), "Success")
+        await until_task(caller, await publish(caller, view), "Success")
         table = pa.table({"id": [*range(40_000), None], "x": [9.5] * 40_001})
         pq.write_table(table, tmp_path / "users.parquet")
         task = await publish(caller, view)
-        await until(caller, task, "Failure")
+        await until_task(caller, task, "Failure")
     assert "row 40001, column id: the key is null" in (await logs(caller, task))[-1]
     assert await online(caller, view, 1, 35_000) == [{"user_id": 1, "x": 0.5}]
     assert (await caller.answer("GetFeatureView", FeatureViewId=view))["LastSyncConfig"] != ""
@@ -201,11 +195,11 @@ async def test_merge(caller: Pai, settings: Settings, own: ManagementSettings, s
     write(tmp_path, range(10))
     view = await view_of_users(caller, tmp_path)
     async with worker(settings, own, serving):
-        await until(caller, await publish(caller, view), "Success")
+        await until_task(caller, await publish(caller, view), "Success")
         write(tmp_path, range(9, 12), x=2.5)
-        await until(caller, await publish(caller, view, Mode="merge"), "Success")
+        await until_task(caller, await publish(caller, view, Mode="merge"), "Success")
         assert [row["x"] for row in await online(caller, view, *range(13))] == [0.5] * 9 + [2.5] * 3
-        await until(caller, await publish(caller, view), "Success")
+        await until_task(caller, await publish(caller, view), "Success")
         assert [row["user_id"] for row in await online(caller, view, *range(13))] == [9, 10, 11]
 
 
@@ -218,7 +212,7 @@ async def test_without_copying(
     )
     async with worker(settings, own, serving):
         task = await publish(caller, view, OfflineToOnline="false")
-        assert (await until(caller, task, "Success"))["RowsTotal"] == 0
+        assert (await until_task(caller, task, "Success"))["RowsTotal"] == 0
 
 
 async def test_what_is_refused_at_once(caller: Pai, tmp_path: Path) -> None:
@@ -275,7 +269,7 @@ async def test_stop(
     async with worker(settings, own, serving):
         brake.hold()
         running = await publish(caller, view)
-        await until(caller, running, "Running", rows=1)
+        await until_task(caller, running, "Running", rows=1)
         await caller.answer("StopTask", TaskId=running)
         stopped = await caller.answer("GetTask", TaskId=running)
         assert (stopped["Status"], stopped["RowsTotal"]) == ("Failure", 50_000)
@@ -304,7 +298,7 @@ async def test_a_task_comes_back_when_serving_does(
             assert (await caller.answer("GetTask", TaskId=task))["Status"] == "Running"
             back = GrpcServer(serving, host="127.0.0.1", port=port, max_message_bytes=1 << 20)
             await back.start()
-            await until(caller, task, "Success")
+            await until_task(caller, task, "Success")
             stop.set()
             await working
             await back.stop(1)
@@ -321,7 +315,7 @@ async def test_a_task_gives_up_in_the_end(
     few = own.model_copy(update={"task_attempts": 2})
     async with open_channel("127.0.0.1:1", settings) as channel:
         working = asyncio.create_task(run_worker(settings, few, channel, stop))
-        await until(caller, task, "Failure")
+        await until_task(caller, task, "Failure")
         stop.set()
         await working
     assert "failed after 2 attempts" in (await logs(caller, task))[-1]
@@ -334,15 +328,15 @@ async def test_a_worker_outlives_its_connections(
     write(tmp_path, range(50_000))
     view = await view_of_users(caller, tmp_path)
     async with worker(settings, own, serving):
-        await until(caller, await publish(caller, view), "Success")
+        await until_task(caller, await publish(caller, view), "Success")
         await drop_connections(settings)
         brake.hold()
         task = await publish(caller, view)
-        await until(caller, task, "Running", rows=1)
+        await until_task(caller, task, "Running", rows=1)
         await drop_connections(settings)
         brake.release()
-        await until(caller, task, "Success")
-        await until(caller, await publish(caller, view), "Success")
+        await until_task(caller, task, "Success")
+        await until_task(caller, await publish(caller, view), "Success")
     assert len(await online(caller, view, 0, 49_999)) == 2
 
 
@@ -364,11 +358,11 @@ async def test_a_stopping_worker_gives_its_task_back(
     brake.hold()
     async with worker(settings, own, serving):
         task = await publish(caller, view)
-        await until(caller, task, "Running", rows=1)
+        await until_task(caller, task, "Running", rows=1)
     assert (await caller.answer("GetTask", TaskId=task))["Status"] == "Running"
     brake.release()
     async with worker(settings, own, serving):
-        await until(caller, task, "Success")
+        await until_task(caller, task, "Success")
     assert sum("attempt" in line for line in await logs(caller, task)) == 2
     assert len(await online(caller, view, 0, 49_999)) == 2
 
@@ -433,12 +427,12 @@ async def test_another_worker_takes_over(
     brake.hold()
     async with start_process(FIRST_LEASE) as first:
         task = await publish(caller, view)
-        await until(caller, task, "Running", rows=1)
+        await until_task(caller, task, "Running", rows=1)
         first.send_signal(how)
         async with start_process(SECOND_LEASE):
             await until_logged(caller, task, "attempt 2 by worker")
             brake.release()
-            await until(caller, task, "Success")
+            await until_task(caller, task, "Success")
             assert len(await online(caller, view, 0, 100_000, 199_999)) == 3
             if how is signal.SIGSTOP:
                 # Back from the dead, the first one finds that the task is not its own any more.
@@ -462,7 +456,7 @@ async def test_a_worker_that_wakes_up_leaves_the_task_to_its_successor(
     brake.hold()
     async with start_process(FIRST_LEASE) as first:
         task = await publish(caller, view)
-        await until(caller, task, "Running", rows=1)
+        await until_task(caller, task, "Running", rows=1)
         first.send_signal(signal.SIGSTOP)
         async with start_process(SECOND_LEASE):
             await until_under_way(brake, 2)
@@ -474,7 +468,7 @@ async def test_a_worker_that_wakes_up_leaves_the_task_to_its_successor(
             assert await first.wait() == 0
             assert await database.fetch(queued) == taken_over
             brake.release()
-            await until(caller, task, "Success")
+            await until_task(caller, task, "Success")
     assert await database.fetch(queued) == []
     lines = await logs(caller, task)
     assert sum("by worker" in line for line in lines) == 2, lines

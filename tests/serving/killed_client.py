@@ -1,4 +1,4 @@
-"""Begins an overwrite of group `g` and never ends it: waits to be killed, raises in its source, or runs out of time."""
+"""Begins an overwrite of group `g` and never ends it: is killed, runs out of time, or raises when it is told to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import pyarrow as pa
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.serving_service_pb2_grpc import ServingServiceStub
 
+# Long enough for the first rows to arrive on a busy machine.
+DEADLINE_SECONDS = 5
+
 
 async def messages(how: str) -> AsyncIterator[pb.WriteRowsRequest]:
     header = pb.WriteRowsHeader(feature_store="demo", feature_group="g", version=1, mode=pb.WRITE_MODE_OVERWRITE)
@@ -22,16 +25,19 @@ async def messages(how: str) -> AsyncIterator[pb.WriteRowsRequest]:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     yield pb.WriteRowsRequest(arrow_stream=sink.getvalue())
-    await asyncio.sleep(1 if how == "raise" else 60)
-    raise RuntimeError("the source of the rows failed")
+    if how == "raise":
+        await asyncio.to_thread(sys.stdin.readline)
+        raise RuntimeError("the source of the rows failed")
+    await asyncio.Event().wait()
 
 
 async def main(port: str, key: str, how: str) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
         call = ServingServiceStub(channel).WriteRows(
             messages(how),
             metadata=(("authorization", f"Bearer {key}"),),
-            timeout=1.5 if how == "deadline" else None,
+            timeout=DEADLINE_SECONDS if how == "deadline" else None,
         )
         await call
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,29 +14,18 @@ import redis
 from chassis.settings import Settings
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.value_pb2 import Value
+from tests.patience import eventually, until
+from tests.ports import reserved_ports
 from tests.serving.conftest import MERGE, Client
 from triglot.embedded import binaries
 
 SLOTS = 16_384
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that are free, and so are those 10,000 above, where the nodes talk to each other."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as one, socket.socket() as other:
-            try:
-                one.bind(("127.0.0.1", random.randint(20_000, 30_000)))
-                other.bind(("127.0.0.1", one.getsockname()[1] + 10_000))
-            except OSError:
-                continue
-            found.append(one.getsockname()[1])
-    return found
-
-
 @pytest.fixture(scope="module")
-def ports() -> list[int]:
-    return free_ports(3)
+def ports() -> Iterator[list[int]]:
+    with reserved_ports(3, also=10_000) as reserved:  # there the nodes talk to each other
+        yield reserved
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +54,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Itera
 
 
 def wait_for(ready: Callable[[], Any]) -> None:
-    for _ in range(200):
+    def answered() -> bool:
         try:
-            if ready():
-                return
+            return bool(ready())
         except redis.RedisError:
-            pass
-        time.sleep(0.05)
-    raise TimeoutError
+            return False
+
+    assert eventually(answered)
 
 
 async def test_rows_of_all_nodes(
@@ -104,12 +88,12 @@ async def test_rows_of_all_nodes(
         keys = [pb.RowKey(values=[Value(int_value=number)]) for number in (0, 499, 500)]
         read = pb.ReadRowsRequest(feature_store="demo", feature_group="g", version=1, keys=keys)
         assert [row.found for row in (await serving.call("ReadRows", read)).rows] == [True, True, False]
+
         # The replaced rows go from all nodes.
-        async with asyncio.timeout(10):
-            while True:
-                if sum(stored(port) for port in ports) == 1_000:
-                    break
-                await asyncio.sleep(0.1)
+        async def swept() -> bool:
+            return sum(stored(port) for port in ports) == 1_000
+
+        await until(swept)
         assert all(stored(port) for port in ports)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ class Up:
         )
         self.output = ""
 
-    def ready(self, seconds: float = 90) -> dict[str, Any]:
+    def ready(self, seconds: float = 150) -> dict[str, Any]:
         """What endpoints.json holds, once it is there. An AssertionError with the output if that takes too long."""
         path = self.data_dir / "endpoints.json"
         deadline = time.monotonic() + seconds
@@ -52,7 +53,7 @@ class Up:
         if self.popen.poll() is None:
             self.popen.send_signal(number)
         try:
-            output, _ = self.popen.communicate(timeout=20)
+            output, _ = self.popen.communicate(timeout=PATIENCE_SECONDS)
             self.output += output.decode()
         except subprocess.TimeoutExpired:
             self.popen.kill()

@@ -166,7 +166,7 @@ def test_the_second_start_loads_nothing(sample: tuple[Up, dict[str, Any]]) -> No
     up, first = sample
     up.stop()
     again = Up(up.data_dir, *FREE_PORTS)
-    endpoints = again.ready(60)
+    endpoints = again.ready()
     answer = ask_batch(endpoints, [first["sample"]["entry"]])
     code, output = again.stop()
     assert code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,58 +14,49 @@ import pytest
 
 from chassis.settings import Settings
 from tests.conftest import Servers
+from tests.patience import PATIENCE_SECONDS
+from tests.ports import reserved_ports
 from tests.stack.conftest import ROOT
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 ROLES = ("registry", "serving", "management", "worker", "gateway")
-HEALTHY_SECONDS = 30
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture
 def deployment(settings: Settings, servers: Servers) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
     """The gateway's address, and the processes by role."""
-    registry, serving, management, http = free_ports(4)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIGLOT_")} | {
-        "TRIGLOT_POSTGRES_URL": settings.postgres_url.get_secret_value(),
-        "TRIGLOT_REDIS_URL": servers.redis_url,
-        "TRIGLOT_SECRET_KEY": settings.secret_key.get_secret_value(),
-        "TRIGLOT_SERVICE_API_KEY": servers.admin_key,
-        "TRIGLOT_HOST": "127.0.0.1",
-        "TRIGLOT_METRICS_PORT": "0",
-        "TRIGLOT_REGISTRY_PORT": str(registry),
-        "TRIGLOT_SERVING_PORT": str(serving),
-        "TRIGLOT_MANAGEMENT_PORT": str(management),
-        "TRIGLOT_REGISTRY_TARGET": f"127.0.0.1:{registry}",
-        "TRIGLOT_SERVING_TARGET": f"127.0.0.1:{serving}",
-        "TRIGLOT_MANAGEMENT_TARGET": f"127.0.0.1:{management}",
-        "TRIGLOT_GATEWAY_PORTS": f"[{http}]",
-    }
-    processes = {
-        role: subprocess.Popen(
-            [sys.executable, "-m", "triglot.cli", "serve", role],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for role in ROLES
-    }  # fmt: skip
-    yield f"http://127.0.0.1:{http}", processes
-    for process in processes.values():
-        process.kill()
-        process.communicate()
+    with reserved_ports(4) as [registry, serving, management, http]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIGLOT_")} | {
+            "TRIGLOT_POSTGRES_URL": settings.postgres_url.get_secret_value(),
+            "TRIGLOT_REDIS_URL": servers.redis_url,
+            "TRIGLOT_SECRET_KEY": settings.secret_key.get_secret_value(),
+            "TRIGLOT_SERVICE_API_KEY": servers.admin_key,
+            "TRIGLOT_HOST": "127.0.0.1",
+            "TRIGLOT_METRICS_PORT": "0",
+            "TRIGLOT_REGISTRY_PORT": str(registry),
+            "TRIGLOT_SERVING_PORT": str(serving),
+            "TRIGLOT_MANAGEMENT_PORT": str(management),
+            "TRIGLOT_REGISTRY_TARGET": f"127.0.0.1:{registry}",
+            "TRIGLOT_SERVING_TARGET": f"127.0.0.1:{serving}",
+            "TRIGLOT_MANAGEMENT_TARGET": f"127.0.0.1:{management}",
+            "TRIGLOT_GATEWAY_PORTS": f"[{http}]",
+        }
+        processes = {
+            role: subprocess.Popen(
+                [sys.executable, "-m", "triglot.cli", "serve", role],
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+            for role in ROLES
+        }  # fmt: skip
+        yield f"http://127.0.0.1:{http}", processes
+        for process in processes.values():
+            process.kill()
+            process.communicate()
 
 
 def answer(client: httpx2.Client, method: str, path: str, **arguments: Any) -> httpx2.Response:
     """The answer, once the processes behind it are up."""
-    deadline = time.monotonic() + HEALTHY_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             response = client.request(method, path, **arguments)
@@ -96,6 +86,6 @@ def test_every_role_alone(deployment: tuple[str, dict[str, subprocess.Popen[byte
         assert process.poll() is None, role
         process.terminate()
     for role, process in processes.items():
-        output, _ = process.communicate(timeout=15)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, f"{role}: {output.decode()}"
         assert b"Traceback" not in output, role
