@@ -70,11 +70,11 @@ install-dev: .venv/.dev ## The same, with what the tests need
 dropin-environments: $(DROPINS:%=.venv-%/.ready) ## Environments of the real clients
 
 # A bare Debian has no ensurepip: make the environment without pip and install into it from outside.
-.venv/.run: requirements.lock requirements-sample.lock pyproject.toml
+.venv/.run: requirements.lock requirements-files.lock pyproject.toml
 	@echo "Installing the locked dependencies into .venv (once, under a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv
 	@$(PIP) $(BIN)/python $(INSTALL) -r requirements.lock
-	@$(PIP) $(BIN)/python $(INSTALL) --no-deps --no-build-isolation -r requirements-sample.lock
+	@$(PIP) $(BIN)/python $(INSTALL) --no-deps --no-build-isolation -r requirements-files.lock
 	@$(PIP) $(BIN)/python install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 .venv/.dev: .venv/.run requirements-dev.lock

@@ -17,6 +17,7 @@ class Principal:
     groups: frozenset[str] = frozenset()
     feature_stores: frozenset[str] = frozenset()
     actions: tuple[str, ...] = ()
+    namespaces: frozenset[str] = frozenset()  # of Kubernetes
 
     def may(self, action: str) -> bool:
         """Whether it may perform `action`. A listed action that ends in `*` covers what begins like it."""
