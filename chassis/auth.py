@@ -24,7 +24,7 @@ from chassis.postgres import Database
 from chassis.principals import ANYBODY, Principal
 from chassis.rpc import Authenticator, Metadata
 from chassis.secretbox import SecretBox
-from chassis.settings import LOOPBACK, Settings
+from chassis.settings import Settings, require_loopback
 
 SIGNATURE_ALGORITHM = "ACS3-HMAC-SHA256"
 CANONICAL_REQUEST = "x-triglot-canonical-request-bin"
@@ -37,7 +37,7 @@ _NONCE_SWEEP_SECONDS = 60.0
 
 
 class Anyone:
-    """Authentication switched off: every caller is an administrator. Loopback only; see triglot.stack."""
+    """Authentication switched off: every caller is an administrator. Loopback only; see chassis.settings."""
 
     async def principal(self, metadata: Metadata) -> Principal:
         """Anybody."""
@@ -155,9 +155,8 @@ def _parsed_date(text: str) -> datetime:
 
 
 def open_authenticator(settings: Settings, database: Database) -> Authenticator:
-    """The authenticator that the settings ask for. Raises ValueError where switching it off would open a network."""
+    """The authenticator that the settings ask for. Raises WrongSetting where switching it off would open a network."""
     if settings.auth == "off":
-        if settings.host not in LOOPBACK:
-            raise ValueError("TRIGLOT_AUTH=off works on loopback only: set TRIGLOT_HOST=127.0.0.1")
+        require_loopback(settings.host)
         return Anyone()
     return Keys(database, SecretBox(settings.secret_key), settings.auth_cache_seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 
 from chassis.settings import Settings
@@ -10,18 +12,20 @@ from chassis.settings import Settings
 def open_channel(target: str, settings: Settings) -> grpc.aio.Channel:
     """A channel to a gRPC target, made inside the running loop. It connects when it is used, and again when it is lost.
 
-    Of a name with several addresses (a headless Service) all are used in turn.
+    Of a name with several addresses (a headless Service) all are used in turn. With TLS where the settings name the
+    authority that vouches for it.
     """
-    return grpc.aio.insecure_channel(
-        target,
-        options=(
-            ("grpc.lb_policy_name", "round_robin"),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            # A peer that vanished without a word is noticed within a quarter of a minute.
-            ("grpc.keepalive_time_ms", 10_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.enable_retries", 0),
-        ),
+    options = (
+        ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # A peer that vanished without a word is noticed within a quarter of a minute.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.enable_retries", 0),
     )
+    if settings.tls_authority:
+        credentials = grpc.ssl_channel_credentials(Path(settings.tls_authority).read_bytes())
+        return grpc.aio.secure_channel(target, credentials, options=options)
+    return grpc.aio.insecure_channel(target, options=options)

@@ -27,6 +27,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from chassis.addresses import joined
+
 DOMAIN = "triglot"
 # Texts can repeat what a caller sent; gRPC refuses trailers of more than 8 KiB.
 MAX_TEXT = 1000
@@ -119,11 +121,23 @@ class Internal(TriglotError):
     default_reason = "INTERNAL"
 
 
-class PortInUse(Exception):
-    """Somebody else listens on our port. No caller sees it: its text is one line for a person."""
+class CannotStart(Exception):
+    """Keeps a process from starting, or ends it. No caller sees it: its text is for a person and holds no secret."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class WrongSetting(CannotStart, ValueError):
+    """A setting is wrong or not set. The text names its environment variable."""
+
+    exit_code = 2
+
+
+class PortInUse(CannotStart):
+    """Somebody else listens on our port, or the address is not ours."""
 
     def __init__(self, host: str, port: int) -> None:
-        super().__init__(f"cannot listen on {host}:{port}: the port is in use or not allowed")
+        super().__init__(f"cannot listen on {joined(host, port)}: the port is in use or not allowed")
 
 
 _BY_CODE: dict[grpc.StatusCode, type[TriglotError]] = {

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 
+from chassis.errors import CannotStart
+from chassis.postgres import connected
+
 _FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
 _LOCK = 0x54524947  # "TRIG": any number that nobody else locks
 
 
-class MigrationError(Exception):
-    """The migrations on disk and those in the database do not fit. Its text says which."""
+class MigrationError(CannotStart):
+    """A migration failed, or those on disk and those in the database do not fit. Its text says which."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,29 @@ class Migrations:
 
 
 async def migrate(postgres_url: str, plans: list[Migrations]) -> list[str]:
-    """Bring every schema up to date; the files that were applied. Waits while another process migrates."""
-    connection = await asyncpg.connect(postgres_url, timeout=30)
+    """Bring every schema up to date; the files that were applied. Waits while another process migrates.
+
+    Raises MigrationError, and what `connected` raises.
+    """
+    connection = await connected(lambda url: asyncpg.connect(url, timeout=30), postgres_url)
     try:
-        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         applied = []
-        for plan in plans:
-            applied += await _migrate_schema(connection, plan)
+        with _named("cannot migrate"):
+            await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+            for plan in plans:
+                applied += await _migrate_schema(connection, plan)
         return applied
     finally:
         await connection.close()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What PostgreSQL says, in one line that says of what."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise MigrationError(f"{what}: {str(error).partition(chr(10))[0]}") from error
 
 
 async def _migrate_schema(connection: asyncpg.Connection, plan: Migrations) -> list[str]:
@@ -69,14 +87,15 @@ async def _migrate_schema(connection: asyncpg.Connection, plan: Migrations) -> l
             if done[number] != checksum:
                 raise MigrationError(f"{plan.schema}/{path.name} changed after it was applied")
             continue
-        async with connection.transaction():
-            await connection.execute(text)
-            await connection.execute(
-                f"INSERT INTO {schema}.migration (number, name, sha256) VALUES ($1, $2, $3)",  # noqa: S608
-                number,
-                path.name,
-                checksum,
-            )
+        with _named(f"{plan.schema}/{path.name}"):
+            async with connection.transaction():
+                await connection.execute(text)
+                await connection.execute(
+                    f"INSERT INTO {schema}.migration (number, name, sha256) VALUES ($1, $2, $3)",  # noqa: S608
+                    number,
+                    path.name,
+                    checksum,
+                )
         applied.append(f"{plan.schema}/{path.name}")
     return applied
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
@@ -18,6 +19,10 @@ from chassis.telemetry import log
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 Constraints = Mapping[str, Callable[[asyncpg.PostgresError], errors.TriglotError]]
+T = TypeVar("T")
+
+_START_SECONDS = 30.0
+_RETRY_SECONDS = 0.5
 
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 _UNREACHABLE = (
@@ -126,7 +131,7 @@ def _without_data(error: BaseException) -> str:
 
 
 async def open_database(settings: Settings, constraints: Constraints | None = None) -> Database:
-    """Open a pool. Waits up to 30 seconds for a PostgreSQL that is still starting, then raises Unavailable."""
+    """Open a pool. Raises what `connected` raises."""
     arguments: dict[str, Any] = {
         "min_size": 1,
         "max_size": settings.postgres_pool_size,
@@ -134,12 +139,34 @@ async def open_database(settings: Settings, constraints: Constraints | None = No
         "timeout": settings.postgres_timeout_seconds,
         "server_settings": {"application_name": "triglot"},
     }
-    last: BaseException | None = None
-    for _ in range(60):
+    pool = await connected(lambda url: asyncpg.create_pool(url, **arguments), settings.postgres_url.get_secret_value())
+    return Database(pool, settings.postgres_timeout_seconds, constraints or {})
+
+
+async def connected(connect: Callable[[str], Awaitable[T]], url: str) -> T:
+    """What `connect` gives for the URL. A PostgreSQL that is still starting gets 30 seconds.
+
+    Raises WrongSetting if the URL is none, CannotStart if nobody answers there or we are not let in.
+    """
+    if not url:
+        raise errors.WrongSetting("TRIGLOT_POSTGRES_URL is not set")
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
         try:
-            pool = await asyncpg.create_pool(settings.postgres_url.get_secret_value(), **arguments)
-            return Database(pool, settings.postgres_timeout_seconds, constraints or {})
+            return await connect(url)
+        except ValueError:  # asyncpg's own text may show a part of the password
+            raise errors.WrongSetting(
+                "TRIGLOT_POSTGRES_URL is no URL such as postgresql://user:password@host:5432/database"
+            ) from None
         except _UNREACHABLE as error:
-            last = error
-            await asyncio.sleep(0.5)
-    raise errors.Unavailable("PostgreSQL cannot be reached", dependency="postgres") from last
+            if time.monotonic() > deadline:
+                raise errors.CannotStart(f"nobody answers at TRIGLOT_POSTGRES_URL ({type(error).__name__})") from None
+        except asyncpg.InvalidAuthorizationSpecificationError:
+            raise errors.CannotStart("PostgreSQL refuses the user or password of TRIGLOT_POSTGRES_URL") from None
+        except asyncpg.InvalidCatalogNameError:
+            raise errors.CannotStart("PostgreSQL has not the database of TRIGLOT_POSTGRES_URL") from None
+        except asyncpg.PostgresError as error:
+            raise errors.CannotStart(
+                f"PostgreSQL lets us not in at TRIGLOT_POSTGRES_URL ({type(error).__name__})"
+            ) from None
+        await asyncio.sleep(_RETRY_SECONDS)

@@ -30,7 +30,7 @@ class SecretBox:
         except binascii.Error:
             raw = b""
         if text and len(raw) != 32:
-            raise ValueError("TRIGLOT_SECRET_KEY must be 32 bytes in base64")
+            raise ValueError("a secret key is 32 bytes in base64")
         self._cipher = AESGCM(raw) if raw else None
 
     def encrypt(self, text: str, purpose: str) -> bytes:

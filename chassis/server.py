@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -88,12 +89,20 @@ async def listening(services: Sequence[Service], settings: Settings, port: int) 
         port=port,
         max_message_bytes=settings.max_message_bytes,
         with_reflection=settings.reflection,
+        tls=_credentials(settings),
     )
     bound = await server.start()
     try:
         yield bound
     finally:
         await server.stop(settings.drain_seconds)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if not settings.tls_certificate:
+        return None
+    key, certificate = Path(settings.tls_key).read_bytes(), Path(settings.tls_certificate).read_bytes()
+    return grpc.ssl_server_credentials([(key, certificate)])
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, tls: grpc.ServerCredentials | None) -> int:

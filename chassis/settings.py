@@ -6,18 +6,52 @@ is made from these models (`make fix-docs`), and a test fails when the two disag
 
 from __future__ import annotations
 
-from typing import Literal
+import ssl
+from typing import Any, Literal, get_origin
 
-from pydantic import Field, SecretStr, model_validator
+import orjson
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from chassis.addresses import is_loopback
+from chassis.errors import WrongSetting
+from chassis.secretbox import SecretBox
 
 
 class SettingsModel(BaseSettings):
     """What all settings models share: frozen, and blind to unknown variables."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", enable_decoding=False)
+
+    def __init__(self, **values: Any) -> None:
+        """Raises WrongSetting, which names the variables and never shows a value: it may be a secret."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            faults = error.errors(include_input=False, include_url=False)
+            raise WrongSetting("a setting is wrong: " + "; ".join(map(self._fault, faults))) from None
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """The environment variable of a field."""
+        return f"{cls.model_config.get('env_prefix', '')}{field.upper()}"
+
+    @classmethod
+    def _fault(cls, fault: ErrorDetails) -> str:
+        message = fault["msg"].removeprefix("Value error, ")
+        return f"{cls.variable(str(fault['loc'][0]))}: {message}" if fault["loc"] else message
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _collections_are_json(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if not isinstance(value, str) or get_origin(annotation) not in {tuple, list, dict}:
+            return value
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            raise ValueError("it is not JSON") from None
 
 
 class Settings(SettingsModel):
@@ -58,6 +92,14 @@ class Settings(SettingsModel):
     registry_target: str = Field("localhost:6570", description="Where the gateway finds the registry (a gRPC target).")
     serving_target: str = Field("localhost:6571", description="Where gateway, management and worker find serving.")
     management_target: str = Field("localhost:6573", description="Where the gateway finds management.")
+    tls_certificate: str = Field(
+        "", description="PEM file of the certificate chain that every port shows, gRPC and HTTP; empty: no TLS."
+    )
+    tls_key: str = Field("", description="PEM file of the certificate's private key.")
+    tls_authority: str = Field(
+        "",
+        description="PEM file of the authorities that vouch for the targets above; empty: they are called without TLS.",
+    )
     drain_seconds: float = Field(5.0, ge=0, description="How long requests under way may take to finish after SIGTERM.")
     max_message_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest gRPC message that a service takes.")
     reflection: bool = Field(True, description="Serve gRPC reflection (open without a key).")
@@ -66,8 +108,39 @@ class Settings(SettingsModel):
         "json", description="`json`: one object a line. `console`: for people."
     )
 
+    @field_validator("secret_key")
+    @classmethod
+    def _encrypts(cls, value: SecretStr) -> SecretStr:
+        SecretBox(value)
+        return value
+
     @model_validator(mode="after")
     def _open_on_loopback_only(self) -> Settings:
-        if self.auth == "off" and self.host not in LOOPBACK:
-            raise ValueError("TRIGLOT_AUTH=off works on loopback only: set TRIGLOT_HOST=127.0.0.1")
+        if self.auth == "off":
+            require_loopback(self.host)
         return self
+
+    @model_validator(mode="after")
+    def _certificates_are_good(self) -> Settings:
+        """Here, because gRPC would say nothing but that it cannot listen."""
+        if self.tls_certificate or self.tls_key:
+            if not (self.tls_certificate and self.tls_key):
+                raise ValueError("set both TRIGLOT_TLS_CERTIFICATE and TRIGLOT_TLS_KEY, or neither")
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            try:
+                context.load_cert_chain(self.tls_certificate, self.tls_key, password=str)
+            except OSError as error:
+                problem = error.strerror or error
+                raise ValueError(f"TRIGLOT_TLS_CERTIFICATE and TRIGLOT_TLS_KEY: {problem}") from None
+        if self.tls_authority:
+            try:
+                ssl.create_default_context(cafile=self.tls_authority)
+            except OSError as error:
+                raise ValueError(f"TRIGLOT_TLS_AUTHORITY: {error.strerror or error}") from None
+        return self
+
+
+def require_loopback(host: str) -> None:
+    """Raises WrongSetting if others than this machine could call: without authentication they must not."""
+    if not is_loopback(host):
+        raise WrongSetting("TRIGLOT_AUTH=off works on loopback only: set TRIGLOT_HOST=127.0.0.1")

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
-from chassis import server, telemetry
+from chassis import server
 from chassis.client import open_channel
 from chassis.settings import Settings
 from gateway.app import create_app
 from gateway.assembly import all_dialects
-from gateway.server import HttpServer
+from gateway.server import listening
 from gateway.settings import GatewaySettings
 
 
-async def serve() -> None:
-    """Serve all dialects until the process is told to stop."""
-    settings, own = Settings(), GatewaySettings()
-    telemetry.configure(settings)
-    telemetry.serve_metrics(settings.host, settings.metrics_port)
+async def live(settings: Settings) -> None:
+    """Serve all dialects until cancelled."""
+    own = GatewaySettings()
+    targets = {
+        "registry": settings.registry_target,
+        "serving": settings.serving_target,
+        "management": settings.management_target,
+    }
     async with AsyncExitStack() as closing:
-        targets = {
-            "registry": settings.registry_target,
-            "serving": settings.serving_target,
-            "management": settings.management_target,
-        }
         channels = {
             name: await closing.enter_async_context(open_channel(target, settings)) for name, target in targets.items()
         }
         app = create_app(all_dialects(**channels, settings=own), own)
-        http = HttpServer(app, own, host=settings.host, drain_seconds=settings.drain_seconds)
-        ports = await http.start()
-        telemetry.log.info("serving", role="gateway", ports=list(ports))
-        await server.until_stopped()
-        await http.stop()
+        ports = await closing.enter_async_context(listening(app, own, settings))
+        await server.stay("gateway", ports=ports)
 
 
-def main() -> None:
-    """Run the process."""
-    server.run(serve)
-
+main = partial(server.process, live)
 
 if __name__ == "__main__":
     main()

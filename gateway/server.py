@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from chassis.errors import PortInUse
+from chassis.settings import Settings
 from gateway.settings import GatewaySettings
 
 
 class HttpServer:
-    """uvicorn on one or more ports. `start` once inside the running loop, then `stop` once."""
+    """uvicorn on one or more ports. `start` once inside the running loop, then `stop` once.
 
-    def __init__(self, app: ASGIApp, settings: GatewaySettings, *, host: str, drain_seconds: float) -> None:
+    `certificate` holds PEM files of the certificate chain and of its key; empty: plain HTTP.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: GatewaySettings,
+        *,
+        host: str,
+        drain_seconds: float,
+        certificate: tuple[str, str] = ("", ""),
+    ) -> None:
         self._sockets: list[socket.socket] = []
         self._host = host
         self._ports = settings.ports
@@ -32,8 +44,8 @@ class HttpServer:
             timeout_keep_alive=75,
             limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=max(1, int(drain_seconds)),
-            ssl_certfile=settings.tls_certificate or None,
-            ssl_keyfile=settings.tls_key or None,
+            ssl_certfile=certificate[0] or None,
+            ssl_keyfile=certificate[1] or None,
         )
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
@@ -53,6 +65,22 @@ class HttpServer:
         if self._task is not None:
             self._server.should_exit = True
             await self._task
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, own: GatewaySettings, settings: Settings) -> AsyncIterator[Sequence[int]]:
+    """Serve on the gateway's ports while the block runs, then drain. Gives the ports. Raises PortInUse."""
+    server = HttpServer(
+        app,
+        own,
+        host=settings.host,
+        drain_seconds=settings.drain_seconds,
+        certificate=(settings.tls_certificate, settings.tls_key),
+    )
+    try:
+        yield await server.start()
+    finally:
+        await server.stop()
 
 
 class _Server(uvicorn.Server):

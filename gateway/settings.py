@@ -27,5 +27,3 @@ class GatewaySettings(SettingsModel):
     hopsworks_validate_passed_features: bool = Field(
         False, description="What Hopsworks' option `validatePassedFeatures` means when a request does not give it."
     )
-    tls_certificate: str = Field("", description="PEM file of the certificate chain; empty: plain HTTP.")
-    tls_key: str = Field("", description="PEM file of the certificate's private key.")

@@ -10,26 +10,26 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 import asyncio
 import importlib
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated
 
 import orjson
 import typer
-from pydantic import SecretStr, ValidationError
-from pydantic_settings import SettingsError
+from pydantic import SecretStr
 from rich.console import Console
 
 from chassis import errors
 from chassis.identity.store import IdentityStore
-from chassis.migrations import MigrationError, migrate
+from chassis.migrations import migrate
 from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.secretbox import SecretBox
+from chassis.server import explained
 from chassis.settings import Settings
 from triglot.schemas import SCHEMAS
 
@@ -45,7 +45,6 @@ console = Console(highlight=False)
 
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Where the embedded servers keep their data.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-T = TypeVar("T")
 _DEFAULT_DATA_DIR = Path(".triglot")
 
 
@@ -100,23 +99,8 @@ def up(
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     # Only here: the other commands should not wait for the whole product to be imported.
     from triglot import up as product
-    from triglot.embedded import EmbeddedServerError
-    from triglot.sample.load import SampleFailed
-    from triglot.sample.tables import SampleUnavailable
 
-    try:
-        product.run(product.Options(data_dir, sample, auth), console)
-    except (
-        EmbeddedServerError,
-        SampleFailed,
-        SampleUnavailable,
-        MigrationError,
-        errors.TriglotError,
-        ValueError,
-    ) as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    product.run(product.Options(data_dir, sample, auth), console)
 
 
 @app.command()
@@ -129,10 +113,7 @@ def serve(role: Annotated[Role, typer.Argument(help="Which process to be.")]) ->
 def migrate_command(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
     """Bring the database's schemas up to date. Safe to run at any time, by any number of processes."""
     settings = _settings(data_dir)
-    try:
-        applied = asyncio.run(migrate(settings.postgres_url.get_secret_value(), SCHEMAS))
-    except (MigrationError, OSError) as error:
-        _fail(error)
+    applied = asyncio.run(migrate(settings.postgres_url.get_secret_value(), SCHEMAS))
     console.print("\n".join(applied) or "nothing to do")
 
 
@@ -141,7 +122,7 @@ def endpoints(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
     """Print what `triglot up` offers right now, as JSON: addresses, keys, one call that works."""
     path = data_dir / "endpoints.json"
     if not path.exists():
-        _fail(f"nothing runs on {data_dir}: start it with `triglot up`")
+        raise errors.CannotStart(f"nothing runs on {data_dir}: start it with `triglot up`")
     sys.stdout.write(path.read_text() + "\n")
 
 
@@ -186,7 +167,7 @@ def create_key(
             expires = datetime.now(UTC) + timedelta(days=days) if days else None
             return (await identity.create_api_key(principal, expires))[0]
 
-    console.print(_run(make()), soft_wrap=True)
+    console.print(asyncio.run(make()), soft_wrap=True)
 
 
 @keys.command("list")
@@ -205,7 +186,7 @@ def list_keys(data_dir: DataDir = _DEFAULT_DATA_DIR, as_json: AsJson = False) ->
                 for key in await identity.list_api_keys()
             ]
 
-    found = _run(listed())
+    found = asyncio.run(listed())
     if as_json:
         sys.stdout.write(orjson.dumps(found).decode() + "\n")
         return
@@ -223,7 +204,7 @@ def revoke_key(
         async with _identity(data_dir) as identity:
             await identity.revoke_api_key(prefix)
 
-    _run(revoke())
+    asyncio.run(revoke())
     console.print("revoked")
 
 
@@ -244,32 +225,19 @@ def _settings(data_dir: Path) -> Settings:
         return settings
     url_file = data_dir / "postgres.url"
     if not url_file.exists():
-        _fail(f"set TRIGLOT_POSTGRES_URL, or start the embedded servers of {data_dir} with `triglot up`")
+        raise errors.CannotStart(
+            f"set TRIGLOT_POSTGRES_URL, or start the embedded servers of {data_dir} with `triglot up`"
+        )
     return settings.model_copy(update={"postgres_url": SecretStr(url_file.read_text().strip())})
-
-
-def _run(work: Coroutine[object, object, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except errors.TriglotError as error:
-        _fail(error.message)
-
-
-def _fail(problem: object) -> NoReturn:
-    """One line for a person, exit code 1."""
-    sys.stderr.write(f"triglot: {problem}\n")
-    sys.exit(1)
 
 
 def main() -> None:
     """Entry point."""
     try:
-        app()
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
-        _fail("a setting is wrong. " + "; ".join(lines))
-    except SettingsError as error:
-        _fail(f"a setting is wrong: {error}")
+        with explained():
+            app()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from chassis.identity.store import IdentityStore
 from chassis.postgres import Database
 from chassis.principals import Principal
 from chassis.secretbox import SecretBox, new_key
+from chassis.settings import Settings
 
 ADMINISTRATOR = "administrator"
 SERVICE = "triglot-services"
@@ -23,34 +24,31 @@ class Keyring(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    secret_key: str
+    secret_key: str = ""
     api_key: str = ""
     access_key_id: str = ""
     access_key_secret: str = ""
     service_api_key: str = ""
 
-    @property
-    def complete(self) -> bool:
-        """Whether the keys were made, not just the secret that encrypts."""
-        return bool(self.api_key and self.access_key_secret and self.service_api_key)
 
+def read_or_begin(data_dir: Path, given: Settings) -> Keyring:
+    """The keyring of a data folder, kept before it is used. Its secret is the given one, or made the first time.
 
-def read_or_begin(data_dir: Path) -> Keyring:
-    """The keyring of a data folder; the first time one with a fresh secret, which is kept before it is used."""
+    With another secret than before, the access key is unreadable and is left out.
+    """
     path = data_dir / _FILE
-    if path.exists():
-        return Keyring.model_validate_json(path.read_bytes())
-    keyring = Keyring(secret_key=new_key())
-    write(data_dir, keyring)
-    return keyring
+    kept = Keyring.model_validate_json(path.read_bytes()) if path.exists() else Keyring()
+    secret_key = given.secret_key.get_secret_value() or kept.secret_key or new_key()
+    if secret_key != kept.secret_key:
+        kept = kept.model_copy(update={"secret_key": secret_key, "access_key_id": "", "access_key_secret": ""})
+        write(data_dir, kept)
+    return kept
 
 
 async def complete(keyring: Keyring, database: Database) -> Keyring:
     """Make what the keyring lacks, or what this database does not know: principals, API keys, an access key pair."""
     identity = IdentityStore(database, SecretBox(SecretStr(keyring.secret_key)))
-    known = {key.identifier for key in await identity.list_api_keys()}
-    if keyring.complete and keyring.api_key.partition(".")[0] in known:
-        return keyring
+    known = {key.identifier for key in (*await identity.list_api_keys(), *await identity.list_access_keys())}
     names = {stored.principal.name for stored in await identity.list_principals()}
     for principal in (
         Principal(ADMINISTRATOR, administrator=True),
@@ -58,16 +56,14 @@ async def complete(keyring: Keyring, database: Database) -> Keyring:
     ):
         if principal.name not in names:
             await identity.create_principal(principal)
-    api_key, _ = await identity.create_api_key(ADMINISTRATOR)
-    service_api_key, _ = await identity.create_api_key(SERVICE)
-    access_key_id, access_key_secret = await identity.create_access_key(ADMINISTRATOR)
-    return Keyring(
-        secret_key=keyring.secret_key,
-        api_key=api_key,
-        access_key_id=access_key_id,
-        access_key_secret=access_key_secret,
-        service_api_key=service_api_key,
-    )
+    made: dict[str, str] = {}
+    if keyring.api_key.partition(".")[0] not in known:
+        made["api_key"], _ = await identity.create_api_key(ADMINISTRATOR)
+    if keyring.service_api_key.partition(".")[0] not in known:
+        made["service_api_key"], _ = await identity.create_api_key(SERVICE)
+    if keyring.access_key_id not in known:
+        made["access_key_id"], made["access_key_secret"] = await identity.create_access_key(ADMINISTRATOR)
+    return keyring.model_copy(update=made)
 
 
 def write(data_dir: Path, keyring: Keyring) -> None:

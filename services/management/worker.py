@@ -13,15 +13,15 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
 import orjson
 import pyarrow as pa
 
-from chassis import calls, errors, server, telemetry
+from chassis import calls, errors, server
 from chassis.client import open_channel
 from chassis.postgres import Database, open_database
 from chassis.secretbox import SecretBox
@@ -238,6 +238,7 @@ async def run_worker(
 ) -> None:
     """Perform tasks until `stop` is set. Tasks under way go back to the queue then. The channel stays the caller's."""
     database = await open_database(settings, CONSTRAINTS)
+    log.info("working", role="worker")
     try:
         worker = Worker(database, settings, own, OnlineStore(serving_channel, settings), stop)
         rescuing = asyncio.create_task(_rescue(Tasks(database), 2 * own.lease_seconds))
@@ -262,28 +263,19 @@ async def _rescue(tasks: Tasks, every_seconds: float) -> None:
         await asyncio.sleep(every_seconds)
 
 
-async def serve() -> None:
-    """Work until the process is told to stop."""
-    settings, own = Settings(), ManagementSettings()
-    telemetry.configure(settings)
-    telemetry.serve_metrics(settings.host, settings.metrics_port)
+async def live(settings: Settings) -> None:
+    """Work until cancelled, then give back what is under way."""
     stop = asyncio.Event()
-    async with AsyncExitStack() as closing:
-        channel = await closing.enter_async_context(open_channel(settings.serving_target, settings))
-        stopped = asyncio.create_task(server.until_stopped())
-        await asyncio.sleep(0)  # from here on SIGTERM is heard
-        working = asyncio.create_task(run_worker(settings, own, channel, stop))
-        telemetry.log.info("working", role="worker")
-        await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stop.set()
-        stopped.cancel()
-        await working
+    async with open_channel(settings.serving_target, settings) as channel:
+        working = asyncio.create_task(run_worker(settings, ManagementSettings(), channel, stop))
+        try:
+            await asyncio.shield(working)
+        finally:
+            stop.set()
+            await working
 
 
-def main() -> None:
-    """Run the process."""
-    server.run(serve)
-
+main = partial(server.process, live)
 
 if __name__ == "__main__":
     main()

@@ -145,7 +145,7 @@ def test_without_authentication_it_stays_on_loopback(start: Start) -> None:
         assert client.get("/api/v1/projects").status_code == 200
     assert up.stop(signal.SIGTERM)[0] == 0
     refused = start("--no-auth", "--host=0.0.0.0")
-    assert refused.popen.wait(PATIENCE_SECONDS) == 1
+    assert refused.popen.wait(PATIENCE_SECONDS) == 2
     assert "loopback" in refused.stop()[1]
 
 

@@ -1,5 +1,7 @@
 """The one error of the embedded servers."""
 
+from chassis.errors import CannotStart
 
-class EmbeddedServerError(Exception):
+
+class EmbeddedServerError(CannotStart):
     """An embedded server cannot run. The text says what is wrong and what to do about it."""

@@ -124,7 +124,12 @@ class Child:
 
     @property
     def running(self) -> bool:
-        return self.popen.poll() is None
+        return self.exit_status is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs; minus the signal's number if one ended it."""
+        return self.popen.poll()
 
     def stop(self, steps: Sequence[tuple[signal.Signals, float]]) -> None:
         """Sends each signal and waits that many seconds after it, then kills. Reaps. Idempotent."""

@@ -49,6 +49,11 @@ class EmbeddedServer(ABC):
         return self._child is not None and self._child.running
 
     @property
+    def exit_status(self) -> int | None:
+        """How the server ended, if it was not we who stopped it; None while it runs."""
+        return self._child.exit_status if self._child else None
+
+    @property
     def pid(self) -> int | None:
         """The server's process id; None while it does not run."""
         return self._child.pid if self._child and self._child.running else None

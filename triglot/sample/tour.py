@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +26,24 @@ class Call:
     method: str
     url: str
     headers: Mapping[str, str]
+    shows: str  # a part of the right answer
     body: Mapping[str, Any] | None = None
+    certificate: str = ""  # a PEM file that the server's certificate is in, if it speaks TLS
+
+    async def send(self, client: httpx2.AsyncClient) -> httpx2.Response:
+        """The answer. Raises httpx2.HTTPError if there is none."""
+        content = orjson.dumps(self.body) if self.body is not None else None
+        return await client.request(self.method, self.url, headers=dict(self.headers), content=content)
+
+    def shown_by(self, response: httpx2.Response) -> bool:
+        """Whether it is the right answer."""
+        return response.status_code == 200 and self.shows in response.text
 
     def curl(self) -> str:
         """The call as a curl command."""
         parts = ["curl", "-s"]
+        if self.certificate:
+            parts += ["--cacert", shlex.quote(self.certificate)]
         if self.method != "GET":
             parts += ["-X", self.method]
         parts.append(shlex.quote(self.url))
@@ -40,31 +54,47 @@ class Call:
         return " ".join(parts)
 
 
+def open_client(endpoints: Mapping[str, Any], *, timeout_seconds: float) -> httpx2.AsyncClient:
+    """A client of the stack. With TLS it trusts our own certificate, whatever name that is for, and no other."""
+    context: ssl.SSLContext | bool = True
+    if endpoints["certificate"]:
+        context = ssl.create_default_context(cafile=endpoints["certificate"])
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return httpx2.AsyncClient(base_url=endpoints["rest"], timeout=timeout_seconds, verify=context)
+
+
 def sample_calls(endpoints: Mapping[str, Any]) -> list[Call]:
     """One call a dialect, each on that dialect's own port if it is served."""
     sample, key = endpoints["sample"], endpoints["api_key"]
     bearer = {"Authorization": f"Bearer {key}"} if key else {}
     hopsworks_headers = {"Content-Type": "application/json"} | ({"X-API-KEY": key} if key else {})
     instance = quote(endpoints["instance_id"])
-    join_ids = quote(orjson.dumps([sample["entry"]["tailnum"]]).decode())
+    plane = sample["entry"]["tailnum"]
+    join_ids = quote(orjson.dumps([plane]).decode())
+    certificate = endpoints["certificate"]
     return [
         Call(
             "Hopsworks: one feature vector",
             "POST",
             f"{_base(endpoints, 4406)}/0.1.0/feature_store",
             hopsworks_headers,
+            '"COMPLETE"',
             {
                 "featureStoreName": sample["feature_store"],
                 "featureViewName": sample["feature_view"],
                 "featureViewVersion": sample["version"],
                 "entries": sample["entry"],
             },
+            certificate=certificate,
         ),
         Call(
             "Feast: an entity of the registry",
             "GET",
             f"{_base(endpoints, 6572)}/api/v1/entities/plane?project={PROJECT}",
             bearer,
+            '"joinKey"',
+            certificate=certificate,
         ),
         Call(
             "PAI FeatureStore: online features of one plane",
@@ -72,6 +102,8 @@ def sample_calls(endpoints: Mapping[str, Any]) -> list[Call]:
             f"{_base(endpoints, 8080)}/api/PaiFeatureStore/2023-06-21/ListFeatureViewOnlineFeatures"
             f"?InstanceId={instance}&FeatureViewId={sample['pai_feature_view_id']}&JoinIds={join_ids}",
             bearer,
+            f'"{plane}"',
+            certificate=certificate,
         ),
     ]
 
@@ -87,7 +119,7 @@ async def show(endpoints: Mapping[str, Any], console: Console, *, seconds: float
     for label, value in _lines(endpoints):
         console.print(f"  {label:<22} {value}", soft_wrap=True, highlight=False)
     if "sample" in endpoints:
-        async with httpx2.AsyncClient(timeout=10) as client:
+        async with open_client(endpoints, timeout_seconds=10) as client:
             for call in sample_calls(endpoints):
                 await _show_call(client, call, console)
     console.print("\n  Ctrl-C stops everything.\n", style="dim")
@@ -110,8 +142,7 @@ def _lines(endpoints: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 async def _show_call(client: httpx2.AsyncClient, call: Call, console: Console) -> None:
-    content = orjson.dumps(call.body) if call.body is not None else None
-    response = await client.request(call.method, call.url, headers=dict(call.headers), content=content)
+    response = await call.send(client)
     answer = response.text
     if len(answer) > _SHOWN_CHARACTERS:
         answer = f"{answer[:_SHOWN_CHARACTERS]} ... ({len(answer)} characters)"
