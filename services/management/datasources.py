@@ -12,7 +12,6 @@ from protos.gen.triglot.management.v1 import datasource_pb2 as pb
 from services.management.inputs import (
     fetch_page,
     invalid,
-    json_object,
     name,
     not_found,
     number,
@@ -22,7 +21,7 @@ from services.management.inputs import (
 )
 from services.management.offline import OfflineStore
 from services.management.rows import QUERIES, Row, timestamp
-from services.management.secrets import SECRET_URL, ConfigKeeper
+from services.management.secrets import ConfigKeeper, holds_secret
 
 OFFLINE_TYPE = "MaxCompute"
 # Types whose rows are serving's own.
@@ -46,8 +45,8 @@ class Datasources:
             raise invalid("Name", "must not be a number: GetDatasource finds by id or by name")
         kind = one_of("Type", request.type, TYPES)
         required("WorkspaceId", request.workspace_id)
-        self._check(kind, request.uri, json_object("Config", request.config))
         kept = self._keeper.keep(request.config)
+        self._check(kind, request.uri, kept.whole)
         made: int = await self._database.fetchval(
             QUERIES.insert_datasource, title, request.workspace_id, kind, request.uri, kept.shown, kept.sealed
         )
@@ -80,11 +79,11 @@ class Datasources:
             row = await connection.fetchrow(QUERIES.lock_datasource, identifier)
             if row is None:
                 raise not_found("Datasource", identifier)
-            shown, sealed = row["config"], row["config_sealed"]
+            shown, sealed, config = row["config"], row["config_sealed"], self._keeper.open(row)
             if request.HasField("config"):
-                kept = self._keeper.keep(request.config, self._keeper.open(row))
-                shown, sealed = kept.shown, kept.sealed
-            self._check(row["type"], request.uri, json_object("Config", shown))
+                kept = self._keeper.keep(request.config, config)
+                shown, sealed, config = kept.shown, kept.sealed, kept.whole
+            self._check(row["type"], request.uri, config)
             await connection.execute(QUERIES.update_datasource, identifier, title, request.uri, shown, sealed)
 
     async def delete(self, key: str) -> None:
@@ -128,8 +127,8 @@ class Datasources:
 
     def _check(self, kind: str, uri: str, config: Mapping[str, Any]) -> None:
         required("Uri", uri)
-        if SECRET_URL.search(uri):
-            raise invalid("Uri", "is shown to everybody; put the password into Config")
+        if holds_secret(uri):
+            raise invalid("Uri", "is shown to everybody; who calls and with which password belongs into Config")
         if kind == "Redis" and not _REDIS_URI.fullmatch(uri):
             raise invalid("Uri", "must look like host:port/db")
         if kind == "FeatureDB" and not all(isinstance(value, str) for value in config.values()):

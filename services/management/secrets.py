@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from chassis.secretbox import SecretBox
-from services.management.inputs import json_object
+from services.management.inputs import invalid, json_object
 from services.management.rows import Row
 
 MASK = "******"
 _PURPOSE = "datasource config"
-_SECRET_NAME = re.compile(r"passw|pwd|secret|token|access_?key|credential|private_?key", re.IGNORECASE)
-# A URL that holds a user's password.
-SECRET_URL = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+_NAME = r"passw|pass_?phrase|(?:\b|_)(?:pass|sk)\b|pwd|secret|token|credential|(?:access|api|private|account)[\s_-]?key"
+_NAMES_A_SECRET = re.compile(_NAME, re.IGNORECASE)
+# Bounded or unable to meet its own beginning again, each of them, so that the time they take grows with the text only.
+_HOLDS_A_SECRET = re.compile(
+    rf"""
+    ://[^/\s]*@                                              # who calls, in a URL
+    | :(?!//)[^:\s@]*@                                       # user:password@host, in a URL or not
+    | (?:{_NAME})[\w.-]{{0,40}}["']?\s{{0,9}}[=:]\s{{0,9}}[^\s&;]  # password=...
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text, such as a URL or the parameters of a connection, seems to have a secret in it."""
+    return _HOLDS_A_SECRET.search(text) is not None
 
 
 @dataclass(frozen=True)
 class KeptConfig:
-    """What the catalogue keeps: the text that may be shown, and the whole, encrypted, if that is not the whole."""
+    """A configuration as it is used, and what the catalogue keeps of it: the text that may be shown, and the whole,
+    encrypted, if that is not the whole."""
 
+    whole: dict[str, Any]
     shown: str
     sealed: bytes | None
 
@@ -35,16 +50,18 @@ class ConfigKeeper:
         self._box = box
 
     def keep(self, text: str, old: Mapping[str, Any] | None = None) -> KeptConfig:
-        """Raises InvalidArgument if it is no JSON object. A masked value stands for the one in `old`."""
-        config = json_object("Config", text)
-        if old is not None:
-            config = _unmasked(config, old)
+        """What is as `old` was shown stands for what it was. Raises InvalidArgument for a mask that stands for nothing,
+        and for what is no JSON object."""
+        given = json_object("Config", text)
+        config = given if old is None else _unmasked(given, _masked(old), old)
+        for place in _masks(config):
+            raise invalid("Config", f"holds at {place} the mask that stands for a secret; give the secret itself")
         shown = _masked(config)
         if shown == config:
             # Kept as it was given, where nothing in it changed.
-            return KeptConfig(text if old is None else orjson.dumps(config).decode(), None)
+            return KeptConfig(config, text if old is None else orjson.dumps(config).decode(), None)
         sealed = self._box.encrypt(orjson.dumps(config).decode(), _PURPOSE)
-        return KeptConfig(orjson.dumps(shown).decode(), sealed)
+        return KeptConfig(config, orjson.dumps(shown).decode(), sealed)
 
     def open(self, row: Row) -> dict[str, Any]:
         """The whole configuration of a row of `datasource`. For use, never for show."""
@@ -52,19 +69,29 @@ class ConfigKeeper:
         return json_object("Config", row["config"] if sealed is None else self._box.decrypt(sealed, _PURPOSE))
 
 
-def _masked(value: Any, name: str = "") -> Any:
-    if isinstance(value, dict):
-        return {key: _masked(item, key) for key, item in value.items()}
+def _masked(value: Any, secret: bool = False) -> Any:
+    """What may be shown of a value; `secret`: it stands, however deep, below a name of secrets."""
+    if isinstance(value, Mapping):
+        return {name: _masked(item, secret or _NAMES_A_SECRET.search(name) is not None) for name, item in value.items()}
     if isinstance(value, list):
-        return [_masked(item, name) for item in value]
+        return [_masked(item, secret) for item in value]
     if value in ("", None) or isinstance(value, bool):
         return value
-    secret = _SECRET_NAME.search(name) or (isinstance(value, str) and SECRET_URL.search(value))
-    return MASK if secret else value
+    return MASK if secret or (isinstance(value, str) and holds_secret(value)) else value
 
 
-def _unmasked(value: Any, old: Any) -> Any:
-    if isinstance(value, dict):
-        known = old if isinstance(old, Mapping) else {}
-        return {key: _unmasked(item, known.get(key)) for key, item in value.items()}
-    return old if value == MASK and old is not None else value
+def _unmasked(value: Any, shown: Any, old: Any) -> Any:
+    """The value that is meant. Objects are compared name by name, lists as a whole: which secret was whose in a list
+    that changed, nobody can know."""
+    if isinstance(value, dict) and isinstance(shown, dict):
+        return {name: _unmasked(item, shown.get(name), old.get(name)) for name, item in value.items()}
+    return old if value == shown and any(True for _ in _masks(value)) else value
+
+
+def _masks(value: Any, place: str = "") -> Iterator[str]:
+    """Where a value holds the mask."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _masks(item, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, str) and MASK in value:
+        yield place
