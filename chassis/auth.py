@@ -3,6 +3,7 @@
 Shown in gRPC metadata, by clients or by the gateway on their behalf:
 
     authorization: Bearer <API key>            Feast, PAI, our own clients
+    authorization: Bearer <JWT>                of an OpenID Connect provider, if one is set; see chassis.oidc
     x-api-key: <API key>                       Hopsworks
     authorization: ACS3-HMAC-SHA256 ...        PAI's SDK, with the canonical request that was signed in
                                                x-triglot-canonical-request-bin; date and nonce are read from that
@@ -20,6 +21,7 @@ from typing import Any
 
 from chassis import errors
 from chassis.identity.store import ACCESS_KEY_PURPOSE, QUERIES, hashed, principal_of
+from chassis.oidc import Oidc, OidcSettings
 from chassis.postgres import Database
 from chassis.principals import ANYBODY, Principal
 from chassis.rpc import Authenticator, Metadata
@@ -45,12 +47,18 @@ class Anyone:
 
 
 class Keys:
-    """Authentication by API keys and access keys. Answers are trusted for `cache_seconds`, refusals for one second."""
+    """Authentication by API keys, access keys and tokens.
 
-    def __init__(self, database: Database, secret_box: SecretBox, cache_seconds: float) -> None:
+    What was found out about an API key is trusted for `cache_seconds`, that it is refused for one second.
+    """
+
+    def __init__(
+        self, database: Database, secret_box: SecretBox, cache_seconds: float, oidc: Oidc | None = None
+    ) -> None:
         self._database = database
         self._box = secret_box
         self._cache_seconds = cache_seconds
+        self._oidc = oidc
         # Hash of an API key -> (principal or None if refused, until when). Oldest first.
         self._cache: OrderedDict[bytes, tuple[Principal | None, float]] = OrderedDict()
         self._next_sweep = 0.0
@@ -65,7 +73,11 @@ class Keys:
             raise errors.Unauthenticated("no credential was shown", reason="CREDENTIAL_MISSING")
         scheme, _, rest = authorization.strip().partition(" ")
         if scheme.lower() == "bearer":
-            return await self._by_api_key(rest.strip())
+            token = rest.strip()
+            # A JWT has two dots, an API key one.
+            if self._oidc is not None and token.count(".") == 2:
+                return await self._oidc.principal(token)
+            return await self._by_api_key(token)
         if scheme.upper().startswith("ACS"):
             return await self._by_signature(scheme, rest, metadata)
         raise errors.Unauthenticated("the Authorization header is of an unknown kind")
@@ -159,4 +171,6 @@ def open_authenticator(settings: Settings, database: Database) -> Authenticator:
     if settings.auth == "off":
         require_loopback(settings.host)
         return Anyone()
-    return Keys(database, SecretBox(settings.secret_key), settings.auth_cache_seconds)
+    provider = OidcSettings()
+    oidc = Oidc(provider) if provider.discovery_url else None
+    return Keys(database, SecretBox(settings.secret_key), settings.auth_cache_seconds, oidc)

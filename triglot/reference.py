@@ -13,6 +13,7 @@ from typing import get_args
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from chassis.oidc import OidcSettings
 from chassis.settings import Settings, SettingsModel
 from gateway.settings import GatewaySettings
 from services.management.settings import ManagementSettings
@@ -22,6 +23,7 @@ from services.serving.settings import ServingSettings
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 MODELS: tuple[tuple[str, type[SettingsModel]], ...] = (
     ("Every process", Settings),
+    ("Tokens of an OpenID Connect provider", OidcSettings),
     ("Gateway", GatewaySettings),
     ("Registry", RegistrySettings),
     ("Serving", ServingSettings),
