@@ -384,9 +384,8 @@ class Process:
 
     async def __aenter__(self) -> asyncio.subprocess.Process:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.management.worker", cwd=ROOT, env=self._environment,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable, "-m", "services.management.worker", cwd=ROOT, env=self._environment
+        )
         return self._process
 
     async def __aexit__(self, *_: object) -> None:
