@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, MutableMapping, MutableSequence
+from datetime import UTC, datetime
 from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import errors
 from protos.gen.feast.core.DataSource_pb2 import DataSource
@@ -15,6 +22,12 @@ MAX_NAME_BYTES = 1000
 MAX_PROJECT_BYTES = 500
 MAX_QUERY_LENGTH = 400
 MAX_TAGS = 100
+MAX_VERSION = 1_000_000_000
+# The ranges that protobuf gives Timestamp and Duration; JSON has no others.
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+_MOST_SECONDS = 315_576_000_000
+_SECOND_NANOS = 1_000_000_000
+_PIN = re.compile(r"v(?:ersion)?([0-9]{1,10})", re.IGNORECASE)
 _SEARCH_SORTS = ("", "match_score", "name", "type")
 
 # The fields of the oneofs in ApplyFeatureViewRequest and AnyFeatureView.
@@ -51,6 +64,54 @@ def project_name(project: str) -> None:
     _name(project, "project", "Project", MAX_PROJECT_BYTES)
 
 
+def texts_and_times(message: Message, path: str = "") -> None:
+    """No text in a message holds a NUL, and no time or duration in it is beyond what protobuf defines."""
+    for field, value in message.ListFields():
+        where = path + field.name
+        for part in _parts(value):
+            if isinstance(part, str):
+                if "\0" in part:
+                    raise errors.InvalidArgument(f"{where}: text has no NUL character", field=where)
+            elif isinstance(part, Timestamp):
+                _timestamp(part, where)
+            elif isinstance(part, Duration):
+                _duration(part, where)
+            elif isinstance(part, Message):
+                texts_and_times(part, f"{where}.")
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The values of a field, whether it holds one, several, or a map."""
+    if isinstance(value, MutableMapping):
+        for key, item in value.items():
+            yield key
+            yield item
+    elif isinstance(value, MutableSequence):
+        yield from value
+    else:
+        yield value
+
+
+def moment(request: Any, field: str) -> datetime | None:
+    """A time that a request may hold."""
+    if not request.HasField(field):
+        return None
+    time: Timestamp = getattr(request, field)
+    _timestamp(time, field)
+    return time.ToDatetime(UTC)
+
+
+def _timestamp(time: Timestamp, where: str) -> None:
+    if not (_FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < _SECOND_NANOS):
+        raise errors.InvalidArgument(f"{where}: a time is between the years 1 and 9999", field=where)
+
+
+def _duration(duration: Duration, where: str) -> None:
+    same_sign = duration.seconds * duration.nanos >= 0
+    if not (abs(duration.seconds) <= _MOST_SECONDS and abs(duration.nanos) < _SECOND_NANOS and same_sign):
+        raise errors.InvalidArgument(f"{where}: a duration is at most 10,000 years", field=where)
+
+
 def _name(name: str, field: str, label: str, limit: int) -> None:
     if not name:
         raise errors.InvalidArgument(f"{label} needs a name", field=field)
@@ -61,7 +122,8 @@ def _name(name: str, field: str, label: str, limit: int) -> None:
 
 
 def applied(kind: Kind, message: Any) -> None:
-    """An object to create or replace."""
+    """An object to create or replace. What passes can be shown as JSON and stored as text."""
+    texts_and_times(message)
     spec = kind.spec(message)
     _name(spec.name, "name", kind.label, MAX_PROJECT_BYTES if kind is kinds.PROJECT else MAX_NAME_BYTES)
     if kind.is_view:
@@ -79,14 +141,27 @@ def _view(kind: Kind, spec: Any) -> None:
         raise errors.InvalidArgument(f"Feature view {spec.name} has no entities", field="entities")
     for feature in spec.features:
         _name(feature.name, "features", "Feature", MAX_NAME_BYTES)
-    if kind is not kinds.LABEL_VIEW and spec.version not in ("", "latest"):
-        raise errors.Unimplemented(f"Feature view {spec.name} asks for version {spec.version}: only 'latest' is taken")
+    if kind is not kinds.LABEL_VIEW:
+        pinned_version(spec.version)
 
 
 def _data_source(spec: Any) -> None:
     unknown_class = spec.type == DataSource.CUSTOM_SOURCE and not spec.data_source_class_type
     if spec.type == DataSource.INVALID or unknown_class:
         raise errors.InvalidArgument(f"Data source {spec.name} does not say of which type it is", field="type")
+
+
+def pinned_version(version: str) -> int | None:
+    """The version that a view asks for by `spec.version`: "v3" or "version3"; None for the latest one."""
+    if version.lower() in ("", "latest"):
+        return None
+    match = _PIN.fullmatch(version)
+    if match is None or int(match[1]) > MAX_VERSION:
+        raise errors.InvalidArgument(
+            f"Invalid version {version!r}: it must be 'latest', 'vN' or 'versionN', N up to {MAX_VERSION}",
+            field="version",
+        )
+    return int(match[1])
 
 
 def view_kind(chosen: str | None) -> Kind:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from chassis.postgres import Database
 from services.registry.kinds import Kind
-from services.registry.store import QUERIES
+from services.registry.queries import QUERIES
 
 
 @dataclass(frozen=True)

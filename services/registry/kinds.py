@@ -36,7 +36,8 @@ class Kind:
     family: str = ""  # names are unique within it; default: the kind itself
     lineage: str = ""  # its type in lineage; default: the kind's own name
     flat: bool = False  # name and tags stand in the message itself, not in its `spec`
-    timed: bool = True  # `meta` holds when it was created and last updated
+    timed: bool = True  # `meta` holds when it was created and last updated. Views have theirs in columns: views.py
+    materializes: bool = False  # `meta` holds the times that were materialized
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
@@ -65,13 +66,14 @@ _VIEW: dict[str, Any] = {
     "reason": "FEATURE_VIEW_NOT_FOUND",
     "family": VIEW_FAMILY,
     "lineage": "featureView",
+    "timed": False,
 }
 
 PROJECT = Kind("project", Project_pb2.Project, "Project", "PROJECT_NOT_FOUND")
 ENTITY = Kind("entity", Entity_pb2.Entity, "Entity", "ENTITY_NOT_FOUND")
 DATA_SOURCE = Kind("dataSource", DataSource_pb2.DataSource, "Data source", "DATA_SOURCE_NOT_FOUND", flat=True)
-FEATURE_VIEW = Kind("featureView", FeatureView_pb2.FeatureView, **_VIEW)
-STREAM_FEATURE_VIEW = Kind("streamFeatureView", StreamFeatureView_pb2.StreamFeatureView, **_VIEW)
+FEATURE_VIEW = Kind("featureView", FeatureView_pb2.FeatureView, **_VIEW, materializes=True)
+STREAM_FEATURE_VIEW = Kind("streamFeatureView", StreamFeatureView_pb2.StreamFeatureView, **_VIEW, materializes=True)
 ON_DEMAND_FEATURE_VIEW = Kind("onDemandFeatureView", OnDemandFeatureView_pb2.OnDemandFeatureView, **_VIEW)
 LABEL_VIEW = Kind("labelView", LabelView_pb2.LabelView, **{**_VIEW, "lineage": "labelView"})
 FEATURE_SERVICE = Kind(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from chassis.postgres import Database
 from services.registry.kinds import Edge
-from services.registry.store import QUERIES
+from services.registry.queries import QUERIES
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ RETURNING p.updated;
 -- name: put_object
 -- object_key. Keeps the id and the time of creation of an object that is there.
 INSERT INTO registry.object AS o (
-    project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered,
+    state, version
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 ON CONFLICT (project, family, parent, name) DO UPDATE SET
     kind = excluded.kind, type = excluded.type, description = excluded.description, owner = excluded.owner,
-    tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered
+    tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered,
+    state = excluded.state, version = excluded.version
 RETURNING o.id;
 
 -- name: drop_features
@@ -50,6 +52,50 @@ SELECT $1, e.position, $2, e.source_type, e.source_name, e.target_type, e.target
 FROM unnest($3::text[], $4::text[], $5::text[], $6::text[])
     WITH ORDINALITY AS e (source_type, source_name, target_type, target_name, position);
 
+-- name: materialize_view
+-- object_key. No row comes back if there is no such view.
+UPDATE registry.object SET state = $3, updated = $4
+WHERE project = $1 AND family = 'featureView' AND parent = '' AND name = $2 AND kind = 'featureView'
+RETURNING id;
+
+-- name: put_intervals
+-- materialization_pkey. Behind those that the view $1 has; the position of the last one comes back.
+WITH added AS (
+    INSERT INTO registry.materialization (object_id, position, proto, rendered)
+    SELECT $1, coalesce(
+        (SELECT m.position FROM registry.materialization m WHERE m.object_id = $1 ORDER BY m.position DESC LIMIT 1), 0
+    ) + i.number, i.proto, i.rendered
+    FROM unnest($2::bytea[], $3::text[]) WITH ORDINALITY AS i (proto, rendered, number)
+    RETURNING position
+)
+SELECT max(position) FROM added;
+
+-- name: oldest_intervals
+-- materialization_pkey.
+SELECT position, proto FROM registry.materialization WHERE object_id = $1 AND position <= $2 ORDER BY position;
+
+-- name: drop_intervals
+-- materialization_pkey.
+DELETE FROM registry.materialization WHERE object_id = $1 AND position < $2;
+
+-- name: set_interval
+-- materialization_pkey.
+UPDATE registry.materialization SET proto = $3, rendered = $4 WHERE object_id = $1 AND position = $2;
+
+-- name: put_version
+-- version_pkey.
+INSERT INTO registry.version (object_id, number, id, created, proto) VALUES ($1, $2, $3, $4, $5);
+
+-- name: next_version
+-- version_pkey.
+SELECT coalesce(max(number) + 1, 0) FROM registry.version WHERE object_id = $1;
+
+-- name: pin_version
+-- version_pkey. A version and the newest one.
+(SELECT number, proto FROM registry.version WHERE object_id = $1 AND number = $2)
+UNION ALL
+(SELECT number, proto FROM registry.version WHERE object_id = $1 ORDER BY number DESC LIMIT 1);
+
 -- name: delete_object
 -- object_key. Takes features and edges along. No row comes back if there is none.
 DELETE FROM registry.object WHERE project = $1 AND family = $2 AND parent = '' AND name = $3 RETURNING id;
@@ -65,29 +111,63 @@ UPDATE registry.project SET infra = $2 WHERE name = $1;
 -- Reading.
 
 -- name: get_object
--- object_key.
-SELECT kind, proto FROM registry.object WHERE project = $1 AND family = $2 AND parent = $3 AND name = $4;
+-- object_key, then materialization_pkey.
+SELECT o.id, o.kind, o.proto AS content, o.created, o.updated, o.state, o.version,
+    CASE WHEN o.kind IN ('featureView', 'streamFeatureView') THEN (
+        SELECT string_agg(m.proto, '' ORDER BY m.position) FROM registry.materialization m WHERE m.object_id = o.id
+    ) END AS intervals
+FROM registry.object o WHERE o.project = $1 AND o.family = $2 AND o.parent = $3 AND o.name = $4;
 
 -- name: get_rendered
--- object_key.
-SELECT kind, rendered FROM registry.object WHERE project = $1 AND family = $2 AND parent = $3 AND name = $4;
+-- object_key, then materialization_pkey.
+SELECT o.id, o.kind, o.rendered AS content, o.created, o.updated, o.state, o.version,
+    CASE WHEN o.kind IN ('featureView', 'streamFeatureView') THEN (
+        SELECT string_agg(m.rendered, ',' ORDER BY m.position) FROM registry.materialization m WHERE m.object_id = o.id
+    ) END AS intervals
+FROM registry.object o WHERE o.project = $1 AND o.family = $2 AND o.parent = $3 AND o.name = $4;
 
 -- name: get_views
--- object_key. Views of any kind by their names.
-SELECT name, kind, proto FROM registry.object
-WHERE project = $1 AND family = 'featureView' AND parent = '' AND name = ANY($2::text[]);
+-- object_key. Views of any kind by their names, without `meta`.
+SELECT o.name, o.kind, o.proto FROM registry.object o
+WHERE o.project = $1 AND o.family = 'featureView' AND o.parent = '' AND o.name = ANY($2::text[]);
 
 -- name: get_project
 -- project_pkey.
 SELECT name, uuid, infra FROM registry.project WHERE name = $1;
 
+-- name: get_versions
+-- object_key, then version_pkey. $3 is how many, NULL for all, $4 how many to skip. A row without a number comes back for
+-- a view that has none there.
+SELECT o.kind, o.version = v.number AS active, v.number, v.id, v.created, '' :: bytea AS proto,
+    (SELECT count(*) FROM registry.version c WHERE c.object_id = o.id) AS total
+FROM registry.object o
+LEFT JOIN LATERAL (
+    SELECT * FROM registry.version w WHERE w.object_id = o.id ORDER BY w.number LIMIT $3 OFFSET $4
+) v ON true
+WHERE o.project = $1 AND o.family = 'featureView' AND o.parent = '' AND o.name = $2
+ORDER BY v.number;
+
+-- name: get_version
+-- object_key, then version_pkey. A row without a number comes back for a view that does not have the version.
+SELECT o.kind, o.version = v.number AS active, v.number, v.id, v.created, v.proto
+FROM registry.object o LEFT JOIN registry.version v ON v.object_id = o.id AND v.number = $3
+WHERE o.project = $1 AND o.family = 'featureView' AND o.parent = '' AND o.name = $2;
+
 -- The parts of lists. listing.py joins them by the tables there; nothing that a caller sent is part of a text.
 
 -- name: page_of_protos
-SELECT o.kind, o.project, o.name, o.proto AS content FROM registry.object o WHERE
+SELECT o.kind, o.project, o.name, o.proto AS content, o.created, o.updated, o.state, o.version,
+    CASE WHEN o.kind IN ('featureView', 'streamFeatureView') THEN (
+        SELECT string_agg(m.proto, '' ORDER BY m.position) FROM registry.materialization m WHERE m.object_id = o.id
+    ) END AS intervals
+FROM registry.object o WHERE
 
 -- name: page_rendered
-SELECT o.kind, o.project, o.name, o.rendered AS content FROM registry.object o WHERE
+SELECT o.kind, o.project, o.name, o.rendered AS content, o.created, o.updated, o.state, o.version,
+    CASE WHEN o.kind IN ('featureView', 'streamFeatureView') THEN (
+        SELECT string_agg(m.rendered, ',' ORDER BY m.position) FROM registry.materialization m WHERE m.object_id = o.id
+    ) END AS intervals
+FROM registry.object o WHERE
 
 -- name: count_objects
 SELECT count(*) FROM registry.object o WHERE

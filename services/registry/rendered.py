@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC
 from typing import Any
 
 from protos.gen.triglot.registry.v1 import object_pb2
@@ -16,8 +15,10 @@ from services.registry.counts import CountStore, Newest, PopularTag
 from services.registry.kinds import Edge
 from services.registry.lineage import Edges, LineageStore
 from services.registry.listing import Listing, at_or_after
+from services.registry.rendering import row_of
 from services.registry.search import Match, Search, SearchStore
 from services.registry.store import Content, RegistryStore
+from services.registry.views import Version
 
 # Lists that come along with counts end here, so that they cost the same in a large registry.
 NEWEST = 100
@@ -143,6 +144,20 @@ class RenderedServicer(RegistryServiceServicer):
             total_feature_views=sum(_counts(name, tally).feature_views for name, tally in tallies.items()),
         )
 
+    async def ListFeatureViewVersions(
+        self, request: rpc.ListFeatureViewVersionsRequest, context: Any
+    ) -> rpc.ListFeatureViewVersionsResponse:
+        checks.page(request.page, request.limit, self._max_page)
+        found, total = await self._store.versions(request.name, request.project, request.page, request.limit)
+        return rpc.ListFeatureViewVersionsResponse(versions=map(_version, found), total=total)
+
+    async def GetFeatureViewVersion(
+        self, request: rpc.GetFeatureViewVersionRequest, context: Any
+    ) -> rpc.GetFeatureViewVersionResponse:
+        found = await self._store.version(request.name, request.project, request.number)
+        row = row_of(found.kind, found.definition, request.project)
+        return rpc.GetFeatureViewVersionResponse(version=_version(found), object=row.rendered)
+
     async def _relationships(self, objects: Sequence[Content]) -> Sequence[rpc.ObjectRelationships]:
         if not objects:
             return ()
@@ -157,7 +172,7 @@ class RenderedServicer(RegistryServiceServicer):
 
 def _listing(request: rpc.ListObjectsRequest) -> Listing:
     kind = checks.object_kind(request.kind)
-    since = request.updated_since.ToDatetime(UTC) if request.HasField("updated_since") else None
+    since = checks.moment(request, "updated_since")
     filters = {
         "entity": request.entity,
         "feature": request.feature,
@@ -177,6 +192,12 @@ def _listing(request: rpc.ListObjectsRequest) -> Listing:
         descending=request.descending,
         hide_protected=kind is kinds.PROJECT,
     )
+
+
+def _version(found: Version) -> rpc.FeatureViewVersion:
+    shown = rpc.FeatureViewVersion(number=found.number, id=found.id, type=found.kind.name, active=found.active)
+    shown.created.FromDatetime(found.created)
+    return shown
 
 
 def _in_projects(found: Edges) -> Iterable[rpc.ProjectRelationship]:

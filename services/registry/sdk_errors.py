@@ -19,6 +19,8 @@ _CLASSES = {
     "SAVED_DATASET_NOT_FOUND": "SavedDatasetNotFound",
     "VALIDATION_REFERENCE_NOT_FOUND": "ValidationReferenceNotFound",
     "PERMISSION_NOT_FOUND": "PermissionObjectNotFoundException",
+    "FEATURE_VIEW_VERSION_NOT_FOUND": "FeatureViewVersionNotFound",
+    "FEATURE_VIEW_PIN_CONFLICT": "FeatureViewPinConflict",
     "FEATURE_VIEW_NAME_CONFLICT": "ConflictingFeatureViewNames",
     "ACTION_NOT_ALLOWED": "FeastPermissionError",
     "CREDENTIAL_MISSING": "FeastPermissionError",

@@ -9,7 +9,7 @@ import orjson
 
 from chassis.postgres import Database
 from services.registry.kinds import BY_NAME, PERMISSION, PROJECT, VALIDATION_REFERENCE
-from services.registry.store import QUERIES
+from services.registry.queries import QUERIES
 
 KINDS = sorted(BY_NAME.keys() - {PROJECT.name, PERMISSION.name, VALIDATION_REFERENCE.name})
 # The part of a query's trigrams that something similar shares with it, at least.

@@ -9,7 +9,6 @@ and visible, and there is no cache.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC
 from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
@@ -17,7 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from protos.gen.feast.core.DataSource_pb2 import DataSource
 from protos.gen.feast.core.Entity_pb2 import Entity
 from protos.gen.feast.core.FeatureService_pb2 import FeatureService
-from protos.gen.feast.core.FeatureView_pb2 import FeatureView
+from protos.gen.feast.core.FeatureView_pb2 import FeatureView, MaterializationInterval
 from protos.gen.feast.core.InfraObject_pb2 import Infra
 from protos.gen.feast.core.LabelView_pb2 import LabelView
 from protos.gen.feast.core.OnDemandFeatureView_pb2 import OnDemandFeatureView
@@ -32,7 +31,7 @@ from services.registry import checks, kinds
 from services.registry.kinds import Edge, Kind
 from services.registry.lineage import Edges, LineageStore
 from services.registry.listing import Listing, at_or_after
-from services.registry.store import Page, RegistryStore, materialized
+from services.registry.store import Page, RegistryStore
 
 _Response = TypeVar("_Response")
 
@@ -98,7 +97,7 @@ class RegistryServicer(RegistryServerServicer):
     async def ListAllFeatureViews(
         self, request: rpc.ListAllFeatureViewsRequest, context: Any
     ) -> rpc.ListAllFeatureViewsResponse:
-        since = request.updated_since.ToDatetime(UTC) if request.HasField("updated_since") else None
+        since = checks.moment(request, "updated_since")
         filters = {
             "entity": request.entity,
             "feature": request.feature,
@@ -291,9 +290,9 @@ class RegistryServicer(RegistryServerServicer):
         return Infra.FromString((project and project.infra) or b"")
 
     async def ApplyMaterialization(self, request: rpc.ApplyMaterializationRequest, context: Any) -> Empty:
-        edit = materialized(request.start_date, request.end_date)
-        name = request.feature_view.spec.name
-        await self._store.change(kinds.FEATURE_VIEW, name, request.project, edit)
+        checks.texts_and_times(request)
+        interval = MaterializationInterval(start_time=request.start_date, end_time=request.end_date)
+        await self._store.materialize(request.feature_view.spec.name, request.project, interval)
         return Empty()
 
     async def Commit(self, request: Empty, context: Any) -> Empty:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +13,14 @@ import asyncpg
 
 from chassis import errors
 from chassis.migrations import Migrations
-from chassis.postgres import Connection, Database, load_queries
-from protos.gen.feast.core.FeatureView_pb2 import AVAILABLE_ONLINE, STATE_UNSPECIFIED
-from services.registry import kinds, listing
+from chassis.postgres import Connection, Database
+from protos.gen.feast.core.FeatureView_pb2 import AVAILABLE_ONLINE, MaterializationInterval
+from services.registry import kinds, listing, views
 from services.registry.kinds import Kind
+from services.registry.queries import QUERIES
 from services.registry.rendering import Row, feature_rows, row_of
 
 MIGRATIONS = Migrations("registry", Path(__file__).parent / "migrations")
-QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
 
 @dataclass(frozen=True)
@@ -61,32 +61,32 @@ class RegistryStore:
     async def apply(self, kind: Kind, message: Any, project: str) -> None:
         """Create an object or replace the one of its name; its project is created if there is none.
 
-        An equal object is not written. The time of creation, materialized intervals and the version of a stored object
-        are kept. A feature service's projections get the columns of their views. AlreadyExists if a view of another
-        kind has the name, NotFound if a service selects from a view that is not there.
+        An equal object is not written, and the time of creation is kept. A view keeps its materialized intervals and
+        its state; it gets a new version when its schema changes, and goes back to one that it asks for. A feature
+        service's projections get the columns of their views. AlreadyExists if a view of another kind has the name,
+        NotFound if a service selects from a view that is not there, FailedPrecondition if a view asks for one of its
+        versions and was edited as well.
         """
         async with self._database.connection() as connection:
-            if (await _compared(connection, kind, message, project)).equal:
+            if await _planned(connection, kind, message, project) is None:
                 return
         async with self._database.transaction() as connection:
             now = await self._ensure_project(connection, project, create=kind is not kinds.PROJECT)
-            found = await _compared(connection, kind, message, project)
-            if not found.equal:
-                await _write(connection, kind, found.message, project, now, is_new=found.is_new)
+            plan = await _planned(connection, kind, message, project)
+            if plan is not None:
+                await _write(connection, kind, plan, project, now)
 
-    async def change(self, kind: Kind, name: str, project: str, edit: Callable[[Any], None]) -> None:
-        """Change one stored object in place; parallel changes follow one another. Raises NotFound."""
+    async def materialize(self, name: str, project: str, interval: MaterializationInterval) -> None:
+        """Note that a feature view was materialized; it is then available online. Raises NotFound."""
         async with self._database.transaction() as connection:
             now = await connection.fetchval(QUERIES.touch_project, project)
-            stored = await connection.fetchrow(QUERIES.get_object, project, kind.family, "", name)
-            if stored is None or stored["kind"] != kind.name:
-                raise kind.missing(name, project)
-            message: Any = kind.message.FromString(stored["proto"])
-            edit(message)
-            await _put(connection, kind, message, project, now)
+            view_id = await connection.fetchval(QUERIES.materialize_view, project, name, AVAILABLE_ONLINE, now)
+            if view_id is None:
+                raise kinds.FEATURE_VIEW.missing(name, project)
+            await views.add_intervals(connection, view_id, [interval])
 
     async def delete(self, kind: Kind, name: str, project: str) -> None:
-        """Delete an object (a view of any kind) with its features and edges. Raises NotFound."""
+        """Delete an object (a view of any kind) with all that hangs on it. Raises NotFound."""
         async with self._database.transaction() as connection:
             await connection.fetchval(QUERIES.touch_project, project)
             if await connection.fetchval(QUERIES.delete_object, project, kind.family, name) is None:
@@ -118,7 +118,7 @@ class RegistryStore:
         if create and not await connection.fetchrow(QUERIES.get_object, project, kinds.PROJECT.family, "", project):
             message: Any = kinds.PROJECT.message()
             message.spec.name = project
-            await _write(connection, kinds.PROJECT, message, project, now, is_new=True)
+            await _write(connection, kinds.PROJECT, _Plan(message, is_new=True), project, now)
         return now
 
     # ---- reading ----
@@ -128,15 +128,15 @@ class RegistryStore:
         row = await self._database.fetchrow(QUERIES.get_object, project, kind.family, parent, name)
         if row is None or row["kind"] != kind.name:
             raise _missing(kind, name, project, parent)
-        content: bytes = row["proto"]
-        return content
+        return _whole_message(kind, row)
 
     async def get_view(self, name: str, project: str) -> Content:
         """The message of a view, whatever its kind. Raises NotFound."""
         row = await self._database.fetchrow(QUERIES.get_object, project, kinds.VIEW_FAMILY, "", name)
         if row is None:
             raise kinds.FEATURE_VIEW.missing(name, project)
-        return Content(kinds.BY_NAME[row["kind"]], project, name, row["proto"])
+        kind = kinds.BY_NAME[row["kind"]]
+        return Content(kind, project, name, _whole_message(kind, row))
 
     async def get_rendered(self, kind: Kind | None, name: str, project: str, parent: str = "") -> Content:
         """The JSON of one object; `kind` None means any view but a label view. Raises NotFound."""
@@ -146,7 +146,17 @@ class RegistryStore:
         fits = found is kind if kind else found is not kinds.LABEL_VIEW
         if row is None or found is None or not fits:
             raise _missing(sought, name, project, parent)
-        return Content(found, project, name, row["rendered"])
+        return Content(found, project, name, _whole_json(found, row))
+
+    async def versions(self, name: str, project: str, page: int, limit: int) -> tuple[Sequence[views.Version], int]:
+        """One page of a view's versions, oldest first, and how many it has. Page 0: all of them. Raises NotFound."""
+        async with self._database.connection() as connection:
+            return await views.versions(connection, name, project, page, limit)
+
+    async def version(self, name: str, project: str, number: int) -> views.Version:
+        """One version of a view. Raises NotFound."""
+        async with self._database.connection() as connection:
+            return await views.version(connection, name, project, number)
 
     async def page(self, wanted: listing.Listing, *, rendered: bool = False) -> Page:
         """One page of a list, as messages or as JSON."""
@@ -154,13 +164,13 @@ class RegistryStore:
         head = QUERIES.page_rendered if rendered else QUERIES.page_of_protos
         statement = f"{head} {where} ORDER BY {listing.order(wanted)}"
         if not wanted.paged:
-            objects = _contents(await self._database.fetch(statement, *arguments))
+            objects = _contents(await self._database.fetch(statement, *arguments), rendered)
             return Page(objects, len(objects))
         total = await self._database.fetchval(f"{QUERIES.count_objects} {where}", *arguments)
         statement += f" LIMIT ${len(arguments) + 1} OFFSET ${len(arguments) + 2}"
         offset = (wanted.page - 1) * wanted.limit
         rows = await self._database.fetch(statement, *arguments, wanted.limit, offset) if offset < total else []
-        return Page(_contents(rows), total)
+        return Page(_contents(rows, rendered), total)
 
     async def project(self, name: str) -> StoredProject | None:
         """What is kept of a project besides its object."""
@@ -180,20 +190,31 @@ def _missing(kind: Kind, name: str, project: str, parent: str) -> errors.NotFoun
     )
 
 
-def _contents(rows: Sequence[asyncpg.Record]) -> Sequence[Content]:
-    return [Content(kinds.BY_NAME[row["kind"]], row["project"], row["name"], row["content"]) for row in rows]
+def _contents(rows: Sequence[asyncpg.Record], rendered: bool) -> Sequence[Content]:
+    whole = _whole_json if rendered else _whole_message
+    found = [(kinds.BY_NAME[row["kind"]], row) for row in rows]
+    return [Content(kind, row["project"], row["name"], whole(kind, row)) for kind, row in found]
+
+
+def _whole_message(kind: Kind, row: asyncpg.Record) -> bytes:
+    return views.whole_message(kind, row) if kind.is_view else bytes(row["content"])
+
+
+def _whole_json(kind: Kind, row: asyncpg.Record) -> bytes:
+    return views.whole_json(kind, row) if kind.is_view else bytes(row["content"])
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """An object as it should be stored, but for the times that a write sets, next to what is stored."""
+class _Plan:
+    """What an apply will write: the message as it should be stored, but for the times that a write sets."""
 
     message: Any
     is_new: bool
-    equal: bool
+    change: views.Change | None = None  # of views
 
 
-async def _compared(connection: Connection, kind: Kind, message: Any, project: str) -> _Compared:
+async def _planned(connection: Connection, kind: Kind, message: Any, project: str) -> _Plan | None:
+    """What applying a message will write; None: nothing, an equal object is stored."""
     merged: Any = kind.message()
     merged.CopyFrom(message)
     spec = kind.spec(merged)
@@ -201,21 +222,22 @@ async def _compared(connection: Connection, kind: Kind, message: Any, project: s
         spec.project = project
     if kind is kinds.FEATURE_SERVICE:
         await _resolve(connection, spec, project)
+    stored = await connection.fetchrow(QUERIES.get_object, project, kind.family, "", spec.name)
+    if stored is not None and stored["kind"] != kind.name:
+        raise _name_taken(kind, spec.name, project, stored["kind"])
+    if kind.is_view:
+        change = await views.change(connection, kind, merged, stored)
+        return _Plan(change.definition, is_new=stored is None, change=change) if change else None
     if kind.timed:
         merged.meta.ClearField("created_timestamp")
         merged.meta.ClearField("last_updated_timestamp")
-    stored = await connection.fetchrow(QUERIES.get_object, project, kind.family, "", spec.name)
     if stored is None:
-        _start(kind, merged)
-        return _Compared(merged, is_new=True, equal=False)
-    if stored["kind"] != kind.name:
-        raise _name_taken(kind, spec.name, project, stored["kind"])
-    before: Any = kind.message.FromString(stored["proto"])
+        return _Plan(merged, is_new=True)
+    before: Any = kind.message.FromString(stored["content"])
     if kind.timed:
         merged.meta.created_timestamp.CopyFrom(before.meta.created_timestamp)
         merged.meta.last_updated_timestamp.CopyFrom(before.meta.last_updated_timestamp)
-    _carry_over(kind, merged, before)
-    return _Compared(merged, is_new=False, equal=bool(merged == before))
+    return None if merged == before else _Plan(merged, is_new=False)
 
 
 def _name_taken(kind: Kind, name: str, project: str, stored: str) -> errors.AlreadyExists:
@@ -227,42 +249,8 @@ def _name_taken(kind: Kind, name: str, project: str, stored: str) -> errors.Alre
     )
 
 
-def _start(kind: Kind, merged: Any) -> None:
-    """Fields that only the registry sets, as they are in a new object."""
-    if kind.is_view:
-        for field in ("current_version_number", "version_id"):
-            if field in merged.meta.DESCRIPTOR.fields_by_name:
-                merged.meta.ClearField(field)
-
-
-def _carry_over(kind: Kind, merged: Any, before: Any) -> None:
-    """What an apply does not take away from a view: its version, what was materialized, how far it has come."""
-    if not kind.is_view:
-        return
-    fields = merged.meta.DESCRIPTOR.fields_by_name
-    for field in ("current_version_number", "version_id"):
-        if field in fields:
-            setattr(merged.meta, field, getattr(before.meta, field))
-    if "materialization_intervals" in fields and not merged.meta.materialization_intervals:
-        merged.meta.materialization_intervals.extend(before.meta.materialization_intervals)
-    if "state" in fields and merged.meta.state == STATE_UNSPECIFIED:
-        merged.meta.state = before.meta.state
-
-
-def materialized(start: Any, end: Any) -> Callable[[Any], None]:
-    """The change that a materialization makes to a view. Two google.protobuf.Timestamps."""
-
-    def edit(view: Any) -> None:
-        interval = view.meta.materialization_intervals.add()
-        interval.start_time.CopyFrom(start)
-        interval.end_time.CopyFrom(end)
-        view.meta.state = AVAILABLE_ONLINE
-
-    return edit
-
-
 async def _resolve(connection: Connection, service: Any, project: str) -> None:
-    """Give a feature service's projections the columns of their views. NotFound if there is no such view."""
+    """Give a feature service's projections the columns of their views. NotFound if there is no such view or version."""
     names = [projection.feature_view_name for projection in service.features]
     rows = {row["name"]: row for row in await connection.fetch(QUERIES.get_views, project, names)}
     for projection in service.features:
@@ -277,32 +265,21 @@ async def _resolve(connection: Connection, service: Any, project: str) -> None:
         kind = kinds.BY_NAME[rows[name]["kind"]]
         if not projection.view_type and kind is kinds.LABEL_VIEW:
             projection.view_type = kind.name
+        proto = rows[name]["proto"]
+        if projection.HasField("version_tag"):
+            proto = (await views.version(connection, name, project, projection.version_tag)).proto
         if not projection.feature_columns:
-            view: Any = kind.message.FromString(rows[name]["proto"])
+            view: Any = kind.message.FromString(proto)
             projection.feature_columns.extend(view.spec.features)
 
 
-async def _write(
-    connection: Connection, kind: Kind, message: Any, project: str, now: datetime, *, is_new: bool
-) -> None:
-    """Write an object with all that follows from its definition: its row, its features, its edges."""
-    if kind.timed and is_new:
-        message.meta.created_timestamp.FromDatetime(now)
-    object_id = await _put(connection, kind, message, project, now)
-    if kind.is_view:
-        await _put_features(connection, object_id, kind, message, now)
-    edges = list(kinds.edges(kind, message))
-    if not is_new:
-        await connection.execute(QUERIES.drop_edges, object_id)
-    if edges:
-        await connection.execute(
-            QUERIES.put_edges, object_id, project, *(list(column) for column in zip(*edges, strict=True))
-        )
-
-
-async def _put(connection: Connection, kind: Kind, message: Any, project: str, now: datetime) -> int:
+async def _write(connection: Connection, kind: Kind, plan: _Plan, project: str, now: datetime) -> None:
+    """Write an object with all that follows from its definition: its row, its features, its versions, its edges."""
+    message = plan.message
     if kind.timed:
         message.meta.last_updated_timestamp.FromDatetime(now)
+        if plan.is_new:
+            message.meta.created_timestamp.FromDatetime(now)
     row = row_of(kind, message, project)
     object_id: int = await connection.fetchval(
         QUERIES.put_object,
@@ -319,8 +296,19 @@ async def _put(connection: Connection, kind: Kind, message: Any, project: str, n
         now,
         row.proto,
         row.rendered,
+        plan.change.state if plan.change else 0,
+        plan.change.version if plan.change else None,
     )
-    return object_id
+    if plan.change:
+        await _put_features(connection, object_id, kind, message, now)
+        await views.store_change(connection, object_id, plan.change, now)
+    edges = list(kinds.edges(kind, message))
+    if not plan.is_new:
+        await connection.execute(QUERIES.drop_edges, object_id)
+    if edges:
+        await connection.execute(
+            QUERIES.put_edges, object_id, project, *(list(column) for column in zip(*edges, strict=True))
+        )
 
 
 async def _put_features(connection: Connection, view_id: int, kind: Kind, view: Any, now: datetime) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from chassis.postgres import Database
 from protos.gen.feast.registry import RegistryServer_pb2 as feast
-from services.registry.store import QUERIES
+from services.registry.queries import QUERIES
 from tests.registry.conftest import Registry
 from tests.registry.test_indexes import explain, filled  # noqa: F401 - a fixture
 from tests.registry.test_objects import apply_entity, apply_view, view

@@ -11,8 +11,8 @@ from chassis import errors
 from chassis.postgres import Database
 from protos.gen.feast.registry import RegistryServer_pb2 as feast
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
+from services.registry.queries import QUERIES
 from services.registry.search import KINDS, like
-from services.registry.store import QUERIES
 from tests.registry.conftest import Registry
 from tests.registry.test_indexes import explain, filled  # noqa: F401 - a fixture
 from tests.registry.test_objects import apply_entity, apply_view, service, view

@@ -70,6 +70,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """NOT_FOUND: a resource of the management API. Metadata: resource, id."""
     REASON_OPERATION_NOT_FOUND: _Reason.ValueType  # 52
     """NOT_FOUND: no such operation or path."""
+    REASON_FEATURE_VIEW_VERSION_NOT_FOUND: _Reason.ValueType  # 55
+    """NOT_FOUND: the feature view does not have this version. Metadata: name, project, version."""
     REASON_METHOD_NOT_ALLOWED: _Reason.ValueType  # 54
     """UNIMPLEMENTED: the path exists, but not with this HTTP method."""
     REASON_IDENTITY_NOT_FOUND: _Reason.ValueType  # 53
@@ -84,6 +86,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION: something still refers to it. Metadata: resource, name, dependents."""
     REASON_NOT_READY: _Reason.ValueType  # 71
     """FAILED_PRECONDITION: the object is not in a state that allows this."""
+    REASON_FEATURE_VIEW_PIN_CONFLICT: _Reason.ValueType  # 73
+    """FAILED_PRECONDITION: a feature view asks for one of its versions, and its definition was edited as well. Metadata:
+    name, version.
+    """
     REASON_CONFLICTING_WRITE: _Reason.ValueType  # 72
     """ABORTED: another writer got there first; the call can be tried again."""
     REASON_INCORRECT_PRIMARY_KEY: _Reason.ValueType  # 80
@@ -106,6 +112,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """INVALID_ARGUMENT: a passed feature's value is no value at all: text that should be JSON and is not. Metadata: name."""
     REASON_RATE_LIMITED: _Reason.ValueType  # 90
     """RESOURCE_EXHAUSTED: the caller is over its rate limit. Metadata: retry_after_ms."""
+    REASON_ANSWER_TOO_LARGE: _Reason.ValueType  # 96
+    """RESOURCE_EXHAUSTED: the answer would be larger than a message may be. Metadata: limit_bytes."""
     REASON_OVERLOADED: _Reason.ValueType  # 91
     """UNAVAILABLE: the server is busy; nothing was done. Metadata: retry_after_ms."""
     REASON_DEPENDENCY_UNAVAILABLE: _Reason.ValueType  # 92
@@ -172,6 +180,8 @@ REASON_RESOURCE_NOT_FOUND: Reason.ValueType  # 51
 """NOT_FOUND: a resource of the management API. Metadata: resource, id."""
 REASON_OPERATION_NOT_FOUND: Reason.ValueType  # 52
 """NOT_FOUND: no such operation or path."""
+REASON_FEATURE_VIEW_VERSION_NOT_FOUND: Reason.ValueType  # 55
+"""NOT_FOUND: the feature view does not have this version. Metadata: name, project, version."""
 REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 54
 """UNIMPLEMENTED: the path exists, but not with this HTTP method."""
 REASON_IDENTITY_NOT_FOUND: Reason.ValueType  # 53
@@ -186,6 +196,10 @@ REASON_DEPENDENCY_EXISTS: Reason.ValueType  # 70
 """FAILED_PRECONDITION: something still refers to it. Metadata: resource, name, dependents."""
 REASON_NOT_READY: Reason.ValueType  # 71
 """FAILED_PRECONDITION: the object is not in a state that allows this."""
+REASON_FEATURE_VIEW_PIN_CONFLICT: Reason.ValueType  # 73
+"""FAILED_PRECONDITION: a feature view asks for one of its versions, and its definition was edited as well. Metadata:
+name, version.
+"""
 REASON_CONFLICTING_WRITE: Reason.ValueType  # 72
 """ABORTED: another writer got there first; the call can be tried again."""
 REASON_INCORRECT_PRIMARY_KEY: Reason.ValueType  # 80
@@ -208,6 +222,8 @@ REASON_INCORRECT_FEATURE_VALUE: Reason.ValueType  # 88
 """INVALID_ARGUMENT: a passed feature's value is no value at all: text that should be JSON and is not. Metadata: name."""
 REASON_RATE_LIMITED: Reason.ValueType  # 90
 """RESOURCE_EXHAUSTED: the caller is over its rate limit. Metadata: retry_after_ms."""
+REASON_ANSWER_TOO_LARGE: Reason.ValueType  # 96
+"""RESOURCE_EXHAUSTED: the answer would be larger than a message may be. Metadata: limit_bytes."""
 REASON_OVERLOADED: Reason.ValueType  # 91
 """UNAVAILABLE: the server is busy; nothing was done. Metadata: retry_after_ms."""
 REASON_DEPENDENCY_UNAVAILABLE: Reason.ValueType  # 92
