@@ -7,6 +7,8 @@ changed, `v <store>/<name>/<version>` when a view has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +192,11 @@ class Catalogue:
         return await self.view(view.store, view.name, view.version)
 
     async def view(self, store: str, name: str, version: int) -> View:
-        """Raises NotFound: FEATURE_STORE_NOT_FOUND or FEATURE_VIEW_NOT_FOUND."""
+        """A view and its groups, of one moment. Raises NotFound: FEATURE_STORE_NOT_FOUND or FEATURE_VIEW_NOT_FOUND."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(QUERIES.views, store, name, version)
             if rows:
-                return (await self._views_of(connection, rows))[0]
+                return _view_of(rows)
             await _require_store(connection, store)
         raise _no_view(store, name, version)
 
@@ -204,7 +206,7 @@ class Catalogue:
             rows = await connection.fetch(QUERIES.views, store, None, None)
             if not rows:
                 await _require_store(connection, store)
-            return await self._views_of(connection, rows)
+        return [_view_of(list(of_view)) for _, of_view in groupby(rows, key=itemgetter("view_id"))]
 
     async def delete_view(self, store: str, name: str, version: int) -> None:
         """Raises NotFound."""
@@ -213,28 +215,6 @@ class Catalogue:
                 await _require_store(connection, store)
                 raise _no_view(store, name, version)
             await _notify(connection, f"v {store}/{name}/{version}")
-
-    async def _views_of(self, connection: Connection, rows: Sequence[asyncpg.Record]) -> list[View]:
-        ids = [row["id"] for row in rows]
-        joins = await connection.fetch(QUERIES.view_joins, ids)
-        features = await connection.fetch(QUERIES.view_features, ids)
-        keys = await connection.fetch(QUERIES.serving_keys, ids)
-        wanted = list({row["feature_group_id"] for row in joins})
-        groups = {row["id"]: _group_of(row) for row in await connection.fetch(QUERIES.groups_by_id, wanted)}
-        return [
-            View(
-                store=row["store"],
-                name=row["name"],
-                version=row["version"],
-                joins=tuple(_join_of(each, groups) for each in joins if each["feature_view_id"] == row["id"]),
-                features=tuple(_feature_of(each) for each in features if each["feature_view_id"] == row["id"]),
-                serving_keys=tuple(_key_of(each) for each in keys if each["feature_view_id"] == row["id"]),
-                description=row["description"],
-                id=row["id"],
-                created_at=row["created_at"],
-            )
-            for row in rows
-        ]
 
 
 async def _notify(connection: Connection, payload: str) -> None:
@@ -306,14 +286,23 @@ def _group_of(row: Any) -> Group:
     )
 
 
-def _join_of(row: Any, groups: dict[int, Group]) -> Join:
-    on = tuple(zip(row["left_columns"], row["right_columns"], strict=True))
-    return Join(groups[row["feature_group_id"]], row["prefix"], on)
+def _view_of(rows: Sequence[Any]) -> View:
+    """A view from the rows of its joins."""
+    first = rows[0]
+    features = ("feature_joins", "feature_names", "labels", "inference_helpers", "training_helpers")
+    serving_keys = ("key_joins", "key_names", "key_prefixes", "keys_required", "keys_join_on")
+    return View(
+        store=first["view_store"],
+        name=first["view_name"],
+        version=first["view_version"],
+        joins=tuple(_join_of(row) for row in rows),
+        features=tuple(ViewFeature(*each) for each in zip(*(first[name] for name in features), strict=True)),
+        serving_keys=tuple(ServingKey(*each) for each in zip(*(first[name] for name in serving_keys), strict=True)),
+        description=first["view_description"],
+        id=first["view_id"],
+        created_at=first["view_created_at"],
+    )
 
 
-def _feature_of(row: Any) -> ViewFeature:
-    return ViewFeature(row["join_index"], row["name"], row["label"], row["inference_helper"], row["training_helper"])
-
-
-def _key_of(row: Any) -> ServingKey:
-    return ServingKey(row["join_index"], row["feature_name"], row["prefix"], row["required"], row["join_on"])
+def _join_of(row: Any) -> Join:
+    return Join(_group_of(row), row["prefix"], tuple(zip(row["left_columns"], row["right_columns"], strict=True)))

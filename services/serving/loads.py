@@ -12,13 +12,10 @@ import pyarrow.compute as pc
 from chassis import errors
 from chassis.datatypes import DataType
 from chassis.telemetry import log
-from services.serving import columns, fragments, keys
+from services.serving import arrow_streams, columns, fragments, keys
 from services.serving.catalogue import Catalogue
 from services.serving.definitions import Group
 from services.serving.rows import SEPARATOR, Rows
-
-# How long the cancellation of a lost connection may lag behind the end of its stream.
-_CUT_OFF_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,44 +26,34 @@ class Loaded:
     generation: int
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Arrow bytes of a load, or the mark of its end."""
-
-    arrow_stream: bytes = b""
-    end: bool = False
-
-
 class Loads:
     """Loads of one process. Conversion runs in threads, so that reads go on meanwhile."""
 
-    def __init__(self, catalogue: Catalogue, rows: Rows, batch_rows: int) -> None:
+    def __init__(self, catalogue: Catalogue, rows: Rows, *, batch_rows: int, max_stream_bytes: int) -> None:
         self._catalogue = catalogue
         self._rows = rows
         self._batch_rows = batch_rows
+        self._max_stream_bytes = max_stream_bytes
 
-    async def overwrite(self, group: Group, chunks: AsyncIterator[Chunk]) -> Loaded:
+    async def overwrite(self, group: Group, streams: AsyncIterator[bytes]) -> Loaded:
         """Replace all rows, at once and at the end. Whatever fails before, readers keep the old rows.
+
+        `streams`, of Arrow IPC, must raise if they are cut off.
 
         Raises InvalidArgument for rows that do not fit the group, Aborted if the group was deleted meanwhile.
         """
         row_set = await self._catalogue.begin_load(group)
         try:
-            written, marked = 0, False
-            async for batch in self._batches(chunks):
-                if batch is None:
-                    marked = True
-                    continue
+            written = 0
+            async for batch in self._batches(streams):
                 await self._catalogue.touch_load(row_set)
                 written += await self._write(group, row_set, batch)
-            if not marked:
-                await asyncio.sleep(_CUT_OFF_SECONDS)
             return Loaded(written, await self._catalogue.show_load(group, row_set))
         except BaseException:
             await asyncio.shield(self._discard(row_set))
             raise
 
-    async def merge(self, group: Group, chunks: AsyncIterator[Chunk]) -> Loaded:
+    async def merge(self, group: Group, streams: AsyncIterator[bytes]) -> Loaded:
         """Write rows into those that readers see, batch by batch; those of a batch before a wrong one stay written.
 
         Raises InvalidArgument as above, Aborted if an overwrite or a deletion took the rows away meanwhile.
@@ -74,20 +61,17 @@ class Loads:
         if group.row_set is None:
             raise errors.Aborted("the feature group was deleted")
         written = 0
-        async for batch in self._batches(chunks):
-            if batch is not None:
-                await self._catalogue.require_live(group.row_set)
-                written += await self._write(group, group.row_set, batch)
+        async for batch in self._batches(streams):
+            await self._catalogue.require_live(group.row_set)
+            written += await self._write(group, group.row_set, batch)
         await self._catalogue.require_live(group.row_set)
         return Loaded(written, group.generation)
 
-    async def _batches(self, chunks: AsyncIterator[Chunk]) -> AsyncIterator[pa.RecordBatch | None]:
-        """Batches of bounded size; None for the mark of the end."""
-        async for chunk in chunks:
-            if chunk.end:
-                yield None
-                continue
-            for batch in await asyncio.to_thread(_read, chunk.arrow_stream):
+    async def _batches(self, streams: AsyncIterator[bytes]) -> AsyncIterator[pa.RecordBatch]:
+        """Batches of bounded size. Opening a stream takes a thread, so that reads go on meanwhile."""
+        async for stream in streams:
+            opened = arrow_streams.batches(stream, self._max_stream_bytes)
+            while (batch := await asyncio.to_thread(next, opened, None)) is not None:
                 for start in range(0, batch.num_rows, self._batch_rows):
                     yield batch.slice(start, self._batch_rows)
 
@@ -104,18 +88,6 @@ class Loads:
             await self._catalogue.retire(row_set)
         except errors.TriglotError as error:
             log.warning("a broken load will be removed later", row_set=row_set, error=error.message)
-
-
-def _read(arrow_stream: bytes) -> list[pa.RecordBatch]:
-    """The batches of an Arrow IPC stream, checked to be sound. Raises InvalidArgument."""
-    try:
-        with pa.ipc.open_stream(arrow_stream) as reader:
-            batches = list(reader)
-        for batch in batches:
-            batch.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise errors.InvalidArgument(f"not a sound Arrow IPC stream: {_line(error)}", field="arrow_stream") from None
-    return batches
 
 
 def encode(group: Group, batch: pa.RecordBatch, prefix: bytes) -> tuple[list[bytes], list[bytes]]:

@@ -58,7 +58,8 @@ class Plan:
     """Everything that reading a view takes, but for the request and the rows."""
 
     view: View
-    stores: tuple[str, ...]
+    # Feature stores of its groups beyond the view's own.
+    other_stores: tuple[str, ...]
     group_ids: frozenset[int]
     # A feature whose group was deleted: nothing can be read. Empty: none.
     deleted_feature: str
@@ -91,11 +92,11 @@ def compile_plan(view: View, key_prefix: Callable[[int], bytes]) -> Plan:
     passed: dict[str, tuple[PassedSlot, ...]] = {}
     for position, name in enumerate(names):
         passed[name] = (*passed.get(name, ()), PassedSlot(position, types[position]))
-    stores = dict.fromkeys((view.store, *(join.group.store for join in view.joins)))
+    stores = dict.fromkeys(join.group.store for join in view.joins)
     sources = [_source(reads, each.join_index, each.name) for each in served] if reads else []
     return Plan(
         view=view,
-        stores=tuple(stores),
+        other_stores=tuple(store for store in stores if store != view.store),
         group_ids=frozenset(join.group.id for join in view.joins),
         deleted_feature=deleted[0] if deleted else "",
         required=tuple(dict.fromkeys(key.required_entry for key in view.serving_keys if key.required)),

@@ -31,7 +31,7 @@ async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterato
         sweeper = Sweeper(
             catalogue, rows, every_seconds=own.sweep_seconds, abandoned_seconds=own.abandoned_load_seconds
         )
-        loads = Loads(catalogue, rows, own.write_batch_rows)
+        loads = Loads(catalogue, rows, batch_rows=own.write_batch_rows, max_stream_bytes=settings.max_message_bytes)
         servicer = ServingService(catalogue, definitions, rows, loads, own.max_entries)
         policy = Policy(
             authenticator=open_authenticator(settings, database),

@@ -38,21 +38,6 @@ WHERE s.name = $1 AND g.deleted_at IS NULL
   AND ($2::text IS NULL OR g.name = $2) AND ($3::int IS NULL OR g.version = $3)
 ORDER BY g.name, g.version;
 
--- name: groups_by_id
--- Primary keys of feature_group, feature_store and feature. Deleted ones too.
-SELECT g.id, s.name AS store, g.name, g.version, g.description, g.event_time, g.time_to_live_ms, g.generation,
-       g.row_set_id, g.created_at, g.deleted_at,
-       f.names, f.types, f.descriptions, f.key_positions
-FROM serving.feature_group g
-JOIN serving.feature_store s ON s.id = g.feature_store_id
-CROSS JOIN LATERAL (
-    SELECT array_agg(name ORDER BY position) AS names, array_agg(type ORDER BY position) AS types,
-           array_agg(description ORDER BY position) AS descriptions,
-           array_agg(key_position ORDER BY position) AS key_positions
-    FROM serving.feature WHERE feature_group_id = g.id
-) f
-WHERE g.id = ANY ($1::bigint[]);
-
 -- name: lock_group
 -- Primary key of feature_group. No row comes back if it was deleted.
 SELECT row_set_id, generation FROM serving.feature_group WHERE id = $1 AND deleted_at IS NULL FOR UPDATE;
@@ -126,27 +111,41 @@ INSERT INTO serving.serving_key (feature_view_id, position, join_index, feature_
 SELECT $1, * FROM unnest($2::int[], $3::int[], $4::text[], $5::text[], $6::boolean[], $7::text[]);
 
 -- name: views
--- feature_store_name_key, feature_view_name_version. Name and version may be null: all.
-SELECT v.id, s.name AS store, v.name, v.version, v.description, v.created_at
-FROM serving.feature_store s
-JOIN serving.feature_view v ON v.feature_store_id = s.id
-WHERE s.name = $1 AND ($2::text IS NULL OR v.name = $2) AND ($3::int IS NULL OR v.version = $3)
-ORDER BY v.name, v.version;
-
--- name: view_joins
--- Primary key of view_join.
-SELECT feature_view_id, feature_group_id, prefix, left_columns, right_columns
-FROM serving.view_join WHERE feature_view_id = ANY ($1::bigint[]) ORDER BY feature_view_id, join_index;
-
--- name: view_features
--- Primary key of view_feature.
-SELECT feature_view_id, join_index, name, label, inference_helper, training_helper
-FROM serving.view_feature WHERE feature_view_id = ANY ($1::bigint[]) ORDER BY feature_view_id, position;
-
--- name: serving_keys
--- Primary key of serving_key.
-SELECT feature_view_id, join_index, feature_name, prefix, required, join_on
-FROM serving.serving_key WHERE feature_view_id = ANY ($1::bigint[]) ORDER BY feature_view_id, position;
+-- feature_store_name_key, feature_view_name_version, primary keys of view_join, feature_group, feature, view_feature and
+-- serving_key. Name and version may be null: all. One statement, so that all of it is of one moment: a row for each join
+-- with its group, which may be deleted; features and serving keys are with the first.
+SELECT v.id AS view_id, vs.name AS view_store, v.name AS view_name, v.version AS view_version,
+       v.description AS view_description, v.created_at AS view_created_at,
+       j.prefix, j.left_columns, j.right_columns,
+       g.id, s.name AS store, g.name, g.version, g.description, g.event_time, g.time_to_live_ms, g.generation,
+       g.row_set_id, g.created_at, g.deleted_at,
+       f.names, f.types, f.descriptions, f.key_positions, vf.*, k.*
+FROM serving.feature_store vs
+JOIN serving.feature_view v ON v.feature_store_id = vs.id
+JOIN serving.view_join j ON j.feature_view_id = v.id
+JOIN serving.feature_group g ON g.id = j.feature_group_id
+JOIN serving.feature_store s ON s.id = g.feature_store_id
+CROSS JOIN LATERAL (
+    SELECT array_agg(name ORDER BY position) AS names, array_agg(type ORDER BY position) AS types,
+           array_agg(description ORDER BY position) AS descriptions,
+           array_agg(key_position ORDER BY position) AS key_positions
+    FROM serving.feature WHERE feature_group_id = g.id
+) f
+CROSS JOIN LATERAL (
+    SELECT array_agg(join_index ORDER BY position) AS feature_joins, array_agg(name ORDER BY position) AS feature_names,
+           array_agg(label ORDER BY position) AS labels,
+           array_agg(inference_helper ORDER BY position) AS inference_helpers,
+           array_agg(training_helper ORDER BY position) AS training_helpers
+    FROM serving.view_feature WHERE j.join_index = 0 AND feature_view_id = v.id
+) vf
+CROSS JOIN LATERAL (
+    SELECT array_agg(join_index ORDER BY position) AS key_joins, array_agg(feature_name ORDER BY position) AS key_names,
+           array_agg(prefix ORDER BY position) AS key_prefixes, array_agg(required ORDER BY position) AS keys_required,
+           array_agg(join_on ORDER BY position) AS keys_join_on
+    FROM serving.serving_key WHERE j.join_index = 0 AND feature_view_id = v.id
+) k
+WHERE vs.name = $1 AND ($2::text IS NULL OR v.name = $2) AND ($3::int IS NULL OR v.version = $3)
+ORDER BY v.name, v.version, j.join_index;
 
 -- name: delete_view
 -- feature_store_name_key, feature_view_name_version.

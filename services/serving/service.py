@@ -17,7 +17,7 @@ from services.serving import fragments, keys, messages, vectors
 from services.serving.catalogue import Catalogue
 from services.serving.definition_cache import DefinitionCache
 from services.serving.definitions import MAX_JOINS, Group, View, store_name
-from services.serving.loads import Chunk, Loads
+from services.serving.loads import Loads
 from services.serving.plans import Plan
 from services.serving.rows import SEPARATOR, Rows
 
@@ -135,9 +135,9 @@ class ServingService(pb_grpc.ServingServiceServicer):
         # Never from the cache: the rows must go where readers are now.
         group = await self._catalogue.group(_permitted(header.feature_store), header.feature_group, header.version)
         if header.mode == pb.WRITE_MODE_OVERWRITE:
-            loaded = await self._loads.overwrite(group, _chunks(request))
+            loaded = await self._loads.overwrite(group, _arrow_streams(request))
         elif header.mode == pb.WRITE_MODE_MERGE:
-            loaded = await self._loads.merge(group, _chunks(request))
+            loaded = await self._loads.merge(group, _arrow_streams(request))
         else:
             raise errors.InvalidArgument("mode must be OVERWRITE or MERGE", field="mode")
         self._definitions.changed(f"g {group.id}")
@@ -190,10 +190,9 @@ class ServingService(pb_grpc.ServingServiceServicer):
 
     async def _plan(self, feature_store: str, name: str, version: int) -> Plan:
         """A view's plan, once the caller may use all of its feature stores."""
-        plan = await self._definitions.plan(store_name(feature_store), name, version)
-        principal = calls.principal()
-        for store in plan.stores:
-            principal.require_store(store)
+        plan = await self._definitions.plan(_permitted(feature_store), name, version)
+        for store in plan.other_stores:
+            calls.principal().require_store(store)
         return plan
 
     async def _read(
@@ -238,14 +237,18 @@ def _permitted(feature_store: str) -> str:
     return store
 
 
-async def _chunks(request: AsyncIterator[pb.WriteRowsRequest]) -> AsyncIterator[Chunk]:
+async def _arrow_streams(request: AsyncIterator[pb.WriteRowsRequest]) -> AsyncIterator[bytes]:
+    """What follows the header. Raises InvalidArgument if it does not end as it must: it may have been cut off."""
     ended = False
     async for message in request:
         part = message.WhichOneof("part")
         if ended or part == "header":
             raise errors.InvalidArgument("a header comes first and once, nothing comes after the end", field="part")
         ended = part == "end"
-        yield Chunk(message.arrow_stream, ended)
+        if not ended:
+            yield message.arrow_stream
+    if not ended:
+        raise errors.InvalidArgument("the stream stopped before the message `end`: it may be cut off", field="end")
 
 
 def _row_key(group: Group, values: Sequence[Value]) -> bytes:

@@ -9,10 +9,12 @@ from typing import Any
 import httpx2
 import pytest
 
+from chassis.postgres import Database
 from chassis.principals import Principal
 from protos.gen.triglot.serving.v1 import feature_group_pb2
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.value_pb2 import Value
+from tests.patience import until
 from tests.serving.conftest import Client
 
 COLUMNS = {"id": "bigint", "at": "timestamp", "x": "double"}
@@ -192,3 +194,35 @@ async def test_callers_use_their_stores_and_actions_only(
         ),
     ):
         await refused("FEATURE_STORE_NOT_SHARED", call)
+
+
+async def test_strangers_do_not_learn_which_views_there_are(
+    serving: Client, refused: Refused, make_key: Callable[[Principal], Awaitable[str]]
+) -> None:
+    await serving.group("g", {"id": "bigint", "x": "int"}, ["id"])
+    await serving.view("there", [{"group": "g"}], [(0, "x")])
+    stranger = serving.with_key(await make_key(Principal("stranger", actions=("featurestore:*",))))
+    for view in ("there", "not there"):
+        describe = pb.DescribeFeatureViewRequest(feature_store="demo", name=view, version=1)
+        render = pb.RenderFeatureVectorsRequest(feature_store="demo", feature_view=view, version=1, entries=b'{"id":1}')
+        await refused("FEATURE_STORE_NOT_SHARED", stranger.call("DescribeFeatureView", describe))
+        await refused("FEATURE_STORE_NOT_SHARED", stranger.call("RenderFeatureVectors", render))
+        await refused("FEATURE_STORE_NOT_SHARED", stranger.vectors(view, [{"id": Value(int_value=1)}]))
+
+
+async def test_a_view_is_read_as_of_one_moment(serving: Client, refused: Refused, database: Database) -> None:
+    """Not its name before it was deleted and its joins after."""
+    await serving.group("g", COLUMNS, ["id"])
+    await serving.view("v", [{"group": "g"}], [(0, "x")])
+    get = pb.GetFeatureViewRequest(feature_store="demo", name="v", version=1)
+    async with database.transaction() as connection:
+        await connection.execute("LOCK TABLE serving.view_join IN ACCESS EXCLUSIVE MODE")
+        await connection.execute("DELETE FROM serving.feature_view")
+        reading = asyncio.create_task(serving.call("GetFeatureView", get))
+
+        async def waits() -> bool:
+            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'serving.view_join'::regclass AND NOT granted"
+            return bool(await database.fetchval(waiting) == 1)
+
+        await until(waits)
+    await refused("FEATURE_VIEW_NOT_FOUND", reading)

@@ -531,8 +531,8 @@ class WriteRowsRequest(_message.Message):
 
     @_builtins.property
     def end(self) -> Global___WriteRowsEnd:
-        """Should come last: nothing is missing. Without it the server waits a moment before it shows an OVERWRITE, because
-        the end of a stream and a lost connection look alike at first.
+        """Must come last: nothing is missing. Without it the call is INVALID_ARGUMENT and an OVERWRITE changes nothing,
+        because the end of a stream and a lost connection look alike.
         """
 
     def __init__(
