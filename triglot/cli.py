@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +40,11 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="Principals and their API keys. Works on the database itself.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+serve = typer.Typer(
+    help="Run one process of a deployment, set up by environment variables (docs/configuration.md).",
+    no_args_is_help=True,
+)
+app.add_typer(serve, name="serve")
 console = Console(highlight=False)
 
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Where the embedded servers keep their data.")]
@@ -48,23 +52,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _DEFAULT_DATA_DIR = Path(".triglot")
 
 
-class Role(StrEnum):
-    """What `triglot serve` can be."""
-
-    registry = "registry"
-    serving = "serving"
-    management = "management"
-    worker = "worker"
-    gateway = "gateway"
+Certificate = Annotated[str | None, typer.Option("--cert", "-c", help="PEM file of the certificate chain, for TLS.")]
+Key = Annotated[str | None, typer.Option("--key", "-k", help="PEM file of the certificate's private key.")]
 
 
-_MODULES = {
-    Role.registry: "services.registry.__main__",
-    Role.serving: "services.serving.__main__",
-    Role.management: "services.management.__main__",
-    Role.worker: "services.management.worker",
-    Role.gateway: "gateway.__main__",
-}
+def _override(**given: object) -> None:
+    """An option is the environment variable TRIGLOT_... of its name, for this process and its children."""
+    os.environ.update({f"TRIGLOT_{name.upper()}": str(value) for name, value in given.items() if value is not None})
 
 
 @app.command()
@@ -80,6 +74,8 @@ def up(
     serving_port: Annotated[int | None, typer.Option(help="gRPC port of serving.  [default: 6571]")] = None,
     management_port: Annotated[int | None, typer.Option(help="gRPC port of management.  [default: 6573]")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics; 0: none.  [default: 6574]")] = None,
+    cert: Certificate = None,
+    key: Key = None,
 ) -> None:
     """Start everything on this machine and stay until Ctrl-C.
 
@@ -88,25 +84,57 @@ def up(
 
     Examples: `triglot up` - `triglot up --no-sample --data-dir /srv/triglot` - `triglot up --no-auth`
     """
-    given = {
-        "TRIGLOT_HOST": host,
-        "TRIGLOT_GATEWAY_PORTS": orjson.dumps(http_port).decode() if http_port else None,
-        "TRIGLOT_REGISTRY_PORT": registry_port,
-        "TRIGLOT_SERVING_PORT": serving_port,
-        "TRIGLOT_MANAGEMENT_PORT": management_port,
-        "TRIGLOT_METRICS_PORT": metrics_port,
-    }
-    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    _override(
+        host=host,
+        gateway_ports=orjson.dumps(http_port).decode() if http_port else None,
+        registry_port=registry_port,
+        serving_port=serving_port,
+        management_port=management_port,
+        metrics_port=metrics_port,
+        tls_certificate=cert,
+        tls_key=key,
+    )
     # Only here: the other commands should not wait for the whole product to be imported.
     from triglot import up as product
 
     product.run(product.Options(data_dir, sample, auth), console)
 
 
-@app.command()
-def serve(role: Annotated[Role, typer.Argument(help="Which process to be.")]) -> None:
-    """Run one process of a deployment, set up by environment variables (docs/configuration.md)."""
-    importlib.import_module(_MODULES[role]).main()
+@serve.command("registry")
+def serve_registry(
+    port: Annotated[int | None, typer.Option("--port", "-p", help="gRPC port.  [default: 6570]")] = None,
+    rest_api: Annotated[bool, typer.Option("--rest-api", "-r", help="Serve REST too.")] = False,
+    rest_port: Annotated[int, typer.Option("--rest-port", help="HTTP port.")] = 6572,
+    grpc: Annotated[
+        bool, typer.Option(help="Serve gRPC. Without it REST calls the registry inside the process.")
+    ] = True,
+    cert: Certificate = None,
+    key: Key = None,
+) -> None:
+    """Feast's registry, over gRPC, REST or both.
+
+    Examples: `triglot serve registry` - `triglot serve registry --rest-api` -
+    `triglot serve registry --rest-api --no-grpc --rest-port 8080 --cert tls.crt --key tls.key`
+    """
+    if not (grpc or rest_api):
+        raise errors.WrongSetting("--no-grpc leaves nothing to serve: add --rest-api")
+    _override(registry_port=port, tls_certificate=cert, tls_key=key)
+    from triglot import registry
+
+    registry.run(grpc=grpc, rest_port=rest_port if rest_api else None)
+
+
+def _add_role(name: str, module: str, summary: str) -> None:
+    @serve.command(name, help=summary)
+    def run(cert: Certificate = None, key: Key = None) -> None:
+        _override(tls_certificate=cert, tls_key=key)
+        importlib.import_module(module).main()
+
+
+_add_role("serving", "services.serving.__main__", "Feature vectors from Redis, over gRPC.")
+_add_role("management", "services.management.__main__", "The catalogue, tasks and identity, over gRPC.")
+_add_role("worker", "services.management.worker", "Performs the tasks of management.")
+_add_role("gateway", "gateway.__main__", "REST of all three dialects, in front of the other processes.")
 
 
 @app.command(name="migrate")
