@@ -3,7 +3,8 @@
 Shown in gRPC metadata, by clients or by the gateway on their behalf:
 
     authorization: Bearer <API key>            Feast, PAI, our own clients
-    authorization: Bearer <JWT>                of an OpenID Connect provider, if one is set; see chassis.oidc
+    authorization: Bearer <JWT>                of an OpenID Connect provider or of Kubernetes, if one is set; see
+                                               chassis.oidc and chassis.kubernetes
     x-api-key: <API key>                       Hopsworks
     authorization: ACS3-HMAC-SHA256 ...        PAI's SDK, with the canonical request that was signed in
                                                x-triglot-canonical-request-bin; date and nonce are read from that
@@ -16,11 +17,13 @@ import hashlib
 import hmac
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from chassis import errors
 from chassis.identity.store import ACCESS_KEY_PURPOSE, QUERIES, hashed, principal_of
+from chassis.kubernetes import KubernetesSettings, TokenReviews
 from chassis.oidc import Oidc, OidcSettings
 from chassis.postgres import Database
 from chassis.principals import ANYBODY, Principal
@@ -38,6 +41,16 @@ _REFUSAL_CACHE_SECONDS = 1.0
 _NONCE_SWEEP_SECONDS = 60.0
 
 
+class Tokens(Protocol):
+    """Tokens of one issuer."""
+
+    def takes(self, token: str) -> bool:
+        """Whether a token may be one of them."""
+
+    async def principal(self, token: str) -> Principal:
+        """Whom a token stands for. Raises Unauthenticated."""
+
+
 class Anyone:
     """Authentication switched off: every caller is an administrator. Loopback only; see chassis.settings."""
 
@@ -53,12 +66,12 @@ class Keys:
     """
 
     def __init__(
-        self, database: Database, secret_box: SecretBox, cache_seconds: float, oidc: Oidc | None = None
+        self, database: Database, secret_box: SecretBox, cache_seconds: float, tokens: Sequence[Tokens] = ()
     ) -> None:
         self._database = database
         self._box = secret_box
         self._cache_seconds = cache_seconds
-        self._oidc = oidc
+        self._tokens = tokens
         # Hash of an API key -> (principal or None if refused, until when). Oldest first.
         self._cache: OrderedDict[bytes, tuple[Principal | None, float]] = OrderedDict()
         self._next_sweep = 0.0
@@ -74,9 +87,9 @@ class Keys:
         scheme, _, rest = authorization.strip().partition(" ")
         if scheme.lower() == "bearer":
             token = rest.strip()
-            # A JWT has two dots, an API key one.
-            if self._oidc is not None and token.count(".") == 2:
-                return await self._oidc.principal(token)
+            for tokens in self._tokens:
+                if tokens.takes(token):
+                    return await tokens.principal(token)
             return await self._by_api_key(token)
         if scheme.upper().startswith("ACS"):
             return await self._by_signature(scheme, rest, metadata)
@@ -171,6 +184,10 @@ def open_authenticator(settings: Settings, database: Database) -> Authenticator:
     if settings.auth == "off":
         require_loopback(settings.host)
         return Anyone()
-    provider = OidcSettings()
-    oidc = Oidc(provider) if provider.discovery_url else None
-    return Keys(database, SecretBox(settings.secret_key), settings.auth_cache_seconds, oidc)
+    cluster, provider = KubernetesSettings(), OidcSettings()
+    tokens: list[Tokens] = []
+    if cluster.api_url:
+        tokens.append(TokenReviews(cluster))
+    if provider.discovery_url:
+        tokens.append(Oidc(provider))
+    return Keys(database, SecretBox(settings.secret_key), settings.auth_cache_seconds, tokens)

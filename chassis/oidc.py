@@ -60,6 +60,10 @@ class Oidc:
         self._fetched = -float("inf")
         self._fetching = asyncio.Lock()
 
+    def takes(self, token: str) -> bool:
+        """Whether a token looks like a JWT: it has two dots, an API key one."""
+        return token.count(".") == 2
+
     async def principal(self, token: str) -> Principal:
         """Whom a token stands for. Raises Unauthenticated, or Unavailable if the provider's keys cannot be had."""
         try:

@@ -13,6 +13,7 @@ from typing import get_args
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from chassis.kubernetes import KubernetesSettings
 from chassis.oidc import OidcSettings
 from chassis.settings import Settings, SettingsModel
 from gateway.settings import GatewaySettings
@@ -24,6 +25,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 MODELS: tuple[tuple[str, type[SettingsModel]], ...] = (
     ("Every process", Settings),
     ("Tokens of an OpenID Connect provider", OidcSettings),
+    ("Service-account tokens of Kubernetes", KubernetesSettings),
     ("Gateway", GatewaySettings),
     ("Registry", RegistrySettings),
     ("Serving", ServingSettings),

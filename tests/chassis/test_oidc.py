@@ -155,7 +155,7 @@ async def test_a_provider_that_is_away(provider: Provider) -> None:
 
 async def test_beside_api_keys(provider: Provider, database: Database, settings: Settings) -> None:
     without, taking = (
-        Keys(database, SecretBox(settings.secret_key), cache_seconds=10, oidc=each) for each in (None, oidc(provider))
+        Keys(database, SecretBox(settings.secret_key), cache_seconds=10, tokens=each) for each in ([], [oidc(provider)])
     )
     shown = {"authorization": f"Bearer {provider.token()}"}
     assert (await taking.principal(shown)).name == "ann"
