@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -21,6 +21,7 @@ from gateway.assembly import all_dialects
 from gateway.server import HttpServer
 from gateway.settings import GatewaySettings
 from tests.conftest import Servers
+from tests.patience import PATIENCE_SECONDS
 from tests.signer import Signer
 from triglot.stack import open_stack
 
@@ -68,10 +69,9 @@ def routes() -> list[Any]:
     ]
 
 
-@pytest.fixture
-async def http(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+@asynccontextmanager
+async def deployment(settings: Settings, gateway: GatewaySettings) -> AsyncIterator[httpx2.AsyncClient]:
     """The gateway on a port, the three services on theirs."""
-    gateway = GatewaySettings(ports=(0,), body_timeout_seconds=0.3)
     async with AsyncExitStack() as closing:
         stack = await closing.enter_async_context(open_stack(settings))
         channels = {}
@@ -84,6 +84,19 @@ async def http(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
         [port] = await server.start()
         closing.push_async_callback(server.stop)
         yield await closing.enter_async_context(httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}"))
+
+
+@pytest.fixture
+async def http(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+    async with deployment(settings, GatewaySettings(ports=(0,))) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def impatient(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+    """A deployment that soon gives up waiting for a body."""
+    async with deployment(settings, GatewaySettings(ports=(0,), body_timeout_seconds=0.3)) as opened:
+        yield opened
 
 
 async def test_a_credential_is_asked_for_before_anything_is_told(http: httpx2.AsyncClient, servers: Servers) -> None:
@@ -125,11 +138,11 @@ async def test_odd_signatures(http: httpx2.AsyncClient, servers: Servers) -> Non
         ("/registry/refresh", '"error_type":"HTTPException"'),
     ],
 )
-async def test_a_body_that_never_comes(http: httpx2.AsyncClient, path: str, expected: str) -> None:
+async def test_a_body_that_never_comes(impatient: httpx2.AsyncClient, path: str, expected: str) -> None:
     """The connection is not kept, so a client cannot hold it for ever."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient.base_url.port)
     writer.write(f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r\n\r\n".encode())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         answer = await reader.read()
     writer.close()
     assert answer.startswith(b"HTTP/1.1 408 ")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from chassis.listener import Listener
 from chassis.postgres import Database
 from chassis.settings import Settings
+from tests import patience
 from tests.serving.relay import open_relay
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110 - what is waited for is in another connection
-            await asyncio.sleep(0.02)
+    async def check() -> bool:
+        return true()
+
+    await patience.until(check)
 
 
 async def test_a_pooler_that_swallows_notifications_is_found_out(settings: Settings, database: Database) -> None:
@@ -37,7 +38,9 @@ async def test_a_pooler_that_swallows_notifications_is_found_out(settings: Setti
         await database.execute("SELECT pg_notify('c', 'lost')")
         relay.deaf = False
         await until(lambda: listener.listening)
-        assert gaps == [True, False, True]
+        # On a machine so busy that an echo comes too late, there are more of them.
+        assert len(gaps) >= 3
+        assert gaps == [True, *[False, True] * (len(gaps) // 2)]
         assert heard == ["one"]
         await listener.stop()
 
