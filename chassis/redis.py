@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -13,8 +14,13 @@ from redis.backoff import NoBackoff
 
 from chassis import errors
 from chassis.settings import Settings
+from chassis.telemetry import log
 
 Client = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
+
+# To one server. Whoever uses the client must be content with fewer: one too many is not waited for, it fails.
+_MAX_CONNECTIONS = 64
+_COMPLAINT_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -47,13 +53,14 @@ def _client(settings: Settings) -> Client:
     # One more attempt at once, for a connection that a restarted server left behind. The driver's own default waits
     # for seconds, and callers would rather know.
     retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
+    kind = redis.asyncio.cluster.RedisCluster if settings.redis_cluster else redis.asyncio.Redis
     try:
-        if settings.redis_cluster:
-            return redis.asyncio.cluster.RedisCluster.from_url(
-                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry
-            )
-        return redis.asyncio.Redis.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry, max_connections=64
+        return kind.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=retry,
+            max_connections=_MAX_CONNECTIONS,
         )
     except ValueError:  # its text may show a part of the password
         raise errors.WrongSetting("TRIGLOT_REDIS_URL is no URL such as redis://:password@host:6379/0") from None
@@ -61,8 +68,22 @@ def _client(settings: Settings) -> Client:
 
 @asynccontextmanager
 async def translated() -> AsyncIterator[None]:
-    """Driver exceptions die here: whatever Redis did not do is Unavailable, dependency `redis`."""
+    """Driver exceptions die here: whatever Redis did not do is Unavailable, dependency `redis`. Why is in the log."""
     try:
         yield
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+        _complain(error)
         raise errors.Unavailable("Redis did not answer", dependency="redis") from error
+
+
+_complained: dict[str, float] = {}
+
+
+def _complain(error: BaseException) -> None:
+    """Log an error, but each kind of them from time to time only: while Redis is away every request meets it."""
+    kind, now = type(error).__name__, time.monotonic()
+    if now - _complained.get(kind, float("-inf")) >= _COMPLAINT_SECONDS:
+        _complained[kind] = now
+        # The driver puts the command before the cause, and the server its arguments after it: keys and rows.
+        cause = str(error).rpartition(" caused error: ")[2].partition(", with args ")[0]
+        log.warning("Redis failed", kind=kind, error=cause[: errors.MAX_TEXT])

@@ -25,6 +25,9 @@ SEPARATOR = b"\n"
 
 _READS_IN_FLIGHT = 2
 _WRITES_IN_FLIGHT = 8
+# Connections that all callers together take at a time, however many they are: reads and writes as above, one to ping,
+# one to remove, one to measure.
+MOST_CONNECTIONS = _READS_IN_FLIGHT + _WRITES_IN_FLIGHT + 3
 _WRITE_CHUNK = 1_000
 _WRITE_ATTEMPTS = 5
 _SCAN_COUNT = 1_000

@@ -11,12 +11,15 @@ import orjson
 import pytest
 import redis
 
+from chassis.redis import open_redis
 from chassis.settings import Settings
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.value_pb2 import Value
+from services.serving.rows import Rows
 from tests.patience import eventually, until
 from tests.ports import reserved_ports
 from tests.serving.conftest import MERGE, Client
+from tests.serving.test_rows import use_at_once
 from triglot.embedded import binaries
 
 SLOTS = 16_384
@@ -100,3 +103,10 @@ async def test_rows_of_all_nodes(
 def stored(port: int) -> int:
     with redis.Redis(port=port) as client:
         return int(client.dbsize())
+
+
+async def test_many_callers_at_once(settings: Settings, cluster: str) -> None:
+    """More than a node's pool has connections; see test_rows."""
+    own = settings.model_copy(update={"redis_url": type(settings.redis_url)(cluster), "redis_cluster": True})
+    async with open_redis(own) as client:
+        await use_at_once(Rows(client, "test", 100), 200)

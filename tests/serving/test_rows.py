@@ -1,20 +1,93 @@
-"""Rows when Redis is not there."""
+"""Rows when Redis is not there, and when all want it at once."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
+from pydantic import SecretStr
+from structlog.testing import capture_logs
 
+import chassis.redis
 from chassis import errors
-from services.serving.rows import Rows
+from chassis.redis import open_redis
+from chassis.settings import Settings
+from services.serving.rows import MOST_CONNECTIONS, Rows
+from tests.conftest import Servers
 
 
-async def test_writing_without_redis_is_unavailable_and_can_be_tried_again() -> None:
-    """Not a group of errors: the worker tries again what is Unavailable, and gives up on what is Internal."""
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A port that is bound, but nobody listens."""
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
-        async with redis.asyncio.Redis(port=taken.getsockname()[1]) as client:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def logs() -> Iterator[list[dict[str, object]]]:
+    """What is logged, with nothing said before that need not be said again."""
+    chassis.redis._complained.clear()
+    with capture_logs() as captured:
+        yield captured  # type: ignore[misc]
+
+
+async def test_writing_without_redis_is_unavailable_and_can_be_tried_again(nobody: int) -> None:
+    """Not a group of errors: the worker tries again what is Unavailable, and gives up on what is Internal."""
+    async with redis.asyncio.Redis(port=nobody) as client:
+        with pytest.raises(errors.Unavailable):
+            await Rows(client, "test", 100).write([b"1", b"2"], [b"a", b"b"], 0)
+
+
+async def test_why_redis_does_not_answer_is_logged_once(nobody: int, logs: list[dict[str, object]]) -> None:
+    async with open_redis(Settings(redis_url=SecretStr(f"redis://:secret@127.0.0.1:{nobody}"))) as client:
+        rows = Rows(client, "test", 100)
+        for _ in range(3):
             with pytest.raises(errors.Unavailable):
-                await Rows(client, "test", 100).write([b"1", b"2"], [b"a", b"b"], 0)
+                await rows.read([b"1"])
+    assert [(line["log_level"], line["kind"]) for line in logs] == [("warning", "ConnectionError")]
+    assert str(nobody) in str(logs[0]["error"])
+    assert "secret" not in str(logs)
+
+
+async def test_neither_passwords_nor_rows_are_logged(servers: Servers, logs: list[dict[str, object]]) -> None:
+    address = urlsplit(servers.redis_url)
+    async with redis.asyncio.Redis(port=address.port or 0, password="wrong-secret") as client:
+        with pytest.raises(errors.Unavailable):
+            await Rows(client, "test", 100).read([b"1"])
+    async with redis.asyncio.Redis.from_url(servers.redis_url) as client:
+        await client.lpush("of-another-type", "x")  # type: ignore[misc]
+        with pytest.raises(errors.Unavailable):
+            async with chassis.redis.translated():
+                await client.pipeline(transaction=False).execute_command("GET", "of-another-type").execute()
+        chassis.redis._complained.clear()
+        with pytest.raises(errors.Unavailable):
+            async with chassis.redis.translated():
+                await client.execute_command("NO-COMMAND", "a-row")
+        await client.delete("of-another-type")
+    assert len(logs) == 3
+    assert not any(text in str(logs) for text in ("wrong-secret", address.password, "of-another-type", "a-row"))
+
+
+async def use_at_once(rows: Rows, callers: int) -> None:
+    """Everything that is done with rows, by many callers."""
+
+    async def use(number: int) -> None:
+        row_keys = [b"test:1:%d" % each for each in range(number, number + 50)]
+        values = [b"%d\nx" % number for _ in row_keys]
+        await asyncio.gather(
+            rows.read(row_keys), rows.write_newer(row_keys, values, 0), rows.write(row_keys, values, 1000), rows.ping()
+        )
+
+    await asyncio.gather(rows.remove(2), *map(use, range(callers)))
+
+
+async def test_any_number_of_callers_is_content_with_few_connections(servers: Servers) -> None:
+    """The driver's pool does not wait: a connection too many would be an error."""
+    async with redis.asyncio.Redis.from_url(servers.redis_url, max_connections=MOST_CONNECTIONS) as client:
+        await use_at_once(Rows(client, "test", 100), 200)
+        await client.flushdb()
