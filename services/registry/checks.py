@@ -189,6 +189,11 @@ def object_kind(number: int) -> Kind | None:
     return _OBJECT_KINDS[number]
 
 
+def retrieval() -> errors.FailedPrecondition:
+    """What a request gets that would read an offline store."""
+    return errors.FailedPrecondition("Triglot's registry runs no retrievals: use the Feast SDK to make a dataset")
+
+
 def lineage_type(shown: str) -> None:
     """A type of object that lineage knows."""
     if shown not in _LINEAGE_TYPES:

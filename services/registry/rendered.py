@@ -180,6 +180,8 @@ def _listing(request: rpc.ListObjectsRequest) -> Listing:
         "data_source": request.data_source,
         "feature_view": request.feature_view,
         "name": request.name,
+        "namespace": request.namespace,
+        "collection": request.collection,
     }
     return Listing(
         kind,

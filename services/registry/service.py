@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
+from chassis import errors
 from protos.gen.feast.core.DataSource_pb2 import DataSource
 from protos.gen.feast.core.Entity_pb2 import Entity
 from protos.gen.feast.core.FeatureService_pb2 import FeatureService
@@ -194,6 +195,22 @@ class RegistryServicer(RegistryServerServicer):
     async def DeleteSavedDataset(self, request: rpc.DeleteSavedDatasetRequest, context: Any) -> Empty:
         await self._store.delete(kinds.SAVED_DATASET, request.name, request.project)
         return Empty()
+
+    async def CreateDatasetFromRetrieval(
+        self, request: rpc.CreateDatasetFromRetrievalRequest, context: Any
+    ) -> rpc.CreateDatasetFromRetrievalResponse:
+        raise checks.retrieval()
+
+    async def GetDatasetData(self, request: rpc.GetDatasetDataRequest, context: Any) -> rpc.GetDatasetDataResponse:
+        raise checks.retrieval()
+
+    async def GetDatasetJobStatus(
+        self, request: rpc.GetDatasetJobStatusRequest, context: Any
+    ) -> rpc.GetDatasetJobStatusResponse:
+        raise errors.NotFound(f"Dataset job {request.job_id} does not exist")
+
+    async def ListDatasetJobs(self, request: rpc.ListDatasetJobsRequest, context: Any) -> rpc.ListDatasetJobsResponse:
+        return rpc.ListDatasetJobsResponse()
 
     async def ApplyValidationReference(self, request: rpc.ApplyValidationReferenceRequest, context: Any) -> Empty:
         return await self._apply(kinds.VALIDATION_REFERENCE, request.validation_reference, request.project)

@@ -15,6 +15,7 @@ from chassis import errors
 from chassis.migrations import Migrations
 from chassis.postgres import Connection, Database
 from protos.gen.feast.core.FeatureView_pb2 import AVAILABLE_ONLINE, MaterializationInterval
+from protos.gen.feast.types.Value_pb2 import ValueType
 from services.registry import kinds, listing, views
 from services.registry.kinds import Kind
 from services.registry.queries import QUERIES
@@ -268,9 +269,20 @@ async def _resolve(connection: Connection, service: Any, project: str) -> None:
         proto = rows[name]["proto"]
         if projection.HasField("version_tag"):
             proto = (await views.version(connection, name, project, projection.version_tag)).proto
+        view: Any = kind.message.FromString(proto)
         if not projection.feature_columns:
-            view: Any = kind.message.FromString(proto)
             projection.feature_columns.extend(view.spec.features)
+        for column in projection.feature_columns:
+            if column.value_type == ValueType.INVALID:
+                column.CopyFrom(_feature(view, column.name))
+
+
+def _feature(view: Any, name: str) -> Any:
+    """What a view says of one of its features. InvalidArgument if it has none of that name."""
+    found = next((feature for feature in view.spec.features if feature.name == name), None)
+    if found is None:
+        raise errors.InvalidArgument(f"Feature view {view.spec.name} has no feature {name}", field="features")
+    return found
 
 
 async def _write(connection: Connection, kind: Kind, plan: _Plan, project: str, now: datetime) -> None:

@@ -382,8 +382,8 @@ async def test_errors_carry_the_sdks_json(services: list[object], registry: Regi
     }
 
 
-async def test_what_is_not_implemented_says_so(registry: Registry) -> None:
-    with pytest.raises(errors.Unimplemented):
+async def test_retrievals_are_refused_and_say_why(registry: Registry) -> None:
+    with pytest.raises(errors.FailedPrecondition, match="runs no retrievals"):
         await registry(registry.feast.GetDatasetData, rpc.GetDatasetDataRequest(name="x"))
 
 

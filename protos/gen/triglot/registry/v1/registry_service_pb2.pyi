@@ -62,6 +62,8 @@ class ListObjectsRequest(_message.Message):
     SORT_BY_FIELD_NUMBER: _builtins.int
     DESCENDING_FIELD_NUMBER: _builtins.int
     INCLUDE_RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     kind: _object_pb2.ObjectKind.ValueType
     """Kind to list. Required."""
     project: _builtins.str
@@ -91,6 +93,10 @@ class ListObjectsRequest(_message.Message):
     """Largest first."""
     include_relationships: _builtins.bool
     """Also answer with the relationships of the objects on the page."""
+    namespace: _builtins.str
+    """Only saved datasets of this namespace."""
+    collection: _builtins.str
+    """Only saved datasets of this collection."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only objects that have all of these tags."""
@@ -117,10 +123,12 @@ class ListObjectsRequest(_message.Message):
         sort_by: _builtins.str = ...,
         descending: _builtins.bool = ...,
         include_relationships: _builtins.bool = ...,
+        namespace: _builtins.str = ...,
+        collection: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_since", b"updated_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_source", b"data_source", "descending", b"descending", "entity", b"entity", "feature", b"feature", "feature_service", b"feature_service", "feature_view", b"feature_view", "include_relationships", b"include_relationships", "kind", b"kind", "limit", b"limit", "name", b"name", "page", b"page", "project", b"project", "sort_by", b"sort_by", "tags", b"tags", "updated_since", b"updated_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "data_source", b"data_source", "descending", b"descending", "entity", b"entity", "feature", b"feature", "feature_service", b"feature_service", "feature_view", b"feature_view", "include_relationships", b"include_relationships", "kind", b"kind", "limit", b"limit", "name", b"name", "namespace", b"namespace", "page", b"page", "project", b"project", "sort_by", b"sort_by", "tags", b"tags", "updated_since", b"updated_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
