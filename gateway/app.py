@@ -65,13 +65,19 @@ class RowEndpoint:
             row.request(exchange)
             return row.answer(exchange, None)
         metadata = (*self._dialect.credential(exchange), (calls.REQUEST_ID, exchange.request_id))
+        unreadable: errors.TriglotError | None = None
         try:
             message = row.request(exchange)
         except errors.TriglotError as error:
             # The service refuses the call in our place, after it has looked at who calls.
-            message = Empty()
+            message, unreadable = Empty(), error
             metadata = (*metadata, (calls.UNREADABLE, error.status().SerializeToString()))
-        reply = await calls.invoke(row.rpc, message, metadata=metadata, timeout_seconds=self._timeout_seconds)
+        try:
+            reply = await calls.invoke(row.rpc, message, metadata=metadata, timeout_seconds=self._timeout_seconds)
+        except errors.TriglotError as refusal:
+            if unreadable is not None and (refusal.reason, refusal.message) == (unreadable.reason, unreadable.message):
+                raise unreadable from None
+            raise
         return row.answer(exchange, reply)
 
 
