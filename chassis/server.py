@@ -157,8 +157,12 @@ async def stay(role: str, **facts: object) -> NoReturn:
     gc.collect()
     gc.freeze()
     telemetry.log.info("serving", role=role, **facts)
-    while True:
-        await asyncio.get_running_loop().create_future()
+    try:
+        while True:
+            await asyncio.get_running_loop().create_future()
+    finally:
+        # What is left alone at the end as well, some extension modules report as leaked.
+        gc.unfreeze()
 
 
 def process(live: Callable[[Settings], Awaitable[None]]) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import httpx2
 import pytest
 
+from tests.certificates import make
 from tests.stack.conftest import FREE_PORTS, Up
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 from triglot.sample import definitions, tour
@@ -101,14 +104,16 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def ask_batch(endpoints: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
+def ask_batch(
+    endpoints: dict[str, Any], entries: list[dict[str, Any]], trust: ssl.SSLContext | bool = True
+) -> dict[str, Any]:
     body = {
         "featureStoreName": "flights",
         "featureViewName": definitions.VIEW,
         "featureViewVersion": 1,
         "entries": entries,
     }
-    with httpx2.Client(base_url=endpoints["rest"], timeout=30) as client:
+    with httpx2.Client(base_url=endpoints["rest"], timeout=30, verify=trust) as client:
         response = client.post("/0.1.0/batch_feature_store", json=body, headers={"X-API-KEY": endpoints["api_key"]})
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -162,7 +167,7 @@ def test_the_same_definitions_stand_in_feasts_registry(sample: tuple[Up, dict[st
 
 
 def test_the_second_start_loads_nothing(sample: tuple[Up, dict[str, Any]]) -> None:
-    """Last in this file: it stops the stack of the others and starts it again."""
+    """It stops the stack of the others and starts it again."""
     up, first = sample
     up.stop()
     again = Up(up.data_dir, *FREE_PORTS)
@@ -172,3 +177,21 @@ def test_the_second_start_loads_nothing(sample: tuple[Up, dict[str, Any]]) -> No
     assert code == 0
     assert answer["status"] == ["COMPLETE"]
     assert "writing Parquet" not in output
+
+
+def test_what_was_wiped_is_loaded_again(sample: tuple[Up, dict[str, Any]], tmp_path: Path) -> None:
+    """Last in this file, for it wipes Redis. With TLS at another address, where loader and worker have to work too."""
+    up, first = sample
+    up.stop()
+    shutil.rmtree(up.data_dir / "redis")
+    certificate = make(tmp_path)
+    again = Up(up.data_dir, *FREE_PORTS, "--host=127.0.0.2", *certificate.options())
+    endpoints = again.ready(300)
+    trust = certificate.trust()
+    trust.check_hostname = False  # it does not name 127.0.0.2
+    answer = ask_batch(endpoints, [first["sample"]["entry"]], trust)
+    code, output = again.stop()
+    assert code == 0
+    assert "writing Parquet" in output
+    assert answer["status"] == ["COMPLETE"]
+    assert f"--cacert {certificate.certificate}" in output

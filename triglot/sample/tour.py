@@ -102,7 +102,7 @@ def sample_calls(endpoints: Mapping[str, Any]) -> list[Call]:
             f"{_base(endpoints, 8080)}/api/PaiFeatureStore/2023-06-21/ListFeatureViewOnlineFeatures"
             f"?InstanceId={instance}&FeatureViewId={sample['pai_feature_view_id']}&JoinIds={join_ids}",
             bearer,
-            f'"{plane}"',
+            rf"\"{plane}\"",  # a row is JSON in a string
             certificate=certificate,
         ),
     ]
