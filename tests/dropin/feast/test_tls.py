@@ -1,0 +1,51 @@
+"""The real Feast SDK and CLI with TLS, configured as docs/clients-feast.md says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chassis import server
+from chassis.settings import Settings
+from services.registry.process import open_service
+from services.registry.settings import RegistrySettings
+from tests.certificates import make
+from tests.conftest import Servers
+from tests.dropin.feast.test_sdk import SDK, client, run
+
+pytestmark = pytest.mark.dropin
+
+CONFIGURATION = """\
+project: rides
+provider: local
+registry:
+  registry_type: remote
+  path: localhost:{port}
+  {trust}
+auth:
+  type: oidc
+  token: {token}
+online_store:
+  type: sqlite
+  path: online.db
+entity_key_serialization_version: 3
+"""
+
+
+async def test_with_tls(settings: Settings, servers: Servers, tmp_path: Path) -> None:
+    made = make(tmp_path)
+    shown = {"tls_certificate": str(made.certificate), "tls_key": str(made.key)}
+    tls = settings.model_copy(update=shown)
+    async with open_service(tls, RegistrySettings()) as services, server.listening(services, tls, 0) as port:
+
+        def write(trust: str) -> None:
+            text = CONFIGURATION.format(port=port, trust=trust, token=servers.admin_key)
+            (tmp_path / "feature_store.yaml").write_text(text)
+
+        write(f"cert: {made.certificate}")
+        seen = await client(tmp_path, "apply_and_read")
+        assert (seen["entities"], seen["services"]) == (["driver"], ["everything", "model"])
+        write("is_tls: true")
+        listed = await run(SDK / "feast", "entities", "list", cwd=tmp_path, SSL_CERT_FILE=str(made.certificate))
+        assert "driver" in listed
