@@ -6,7 +6,8 @@ changed, `v <store>/<name>/<version>` when a view has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -20,6 +21,7 @@ from services.serving import serving_keys
 from services.serving.definitions import Column, Group, Join, ServingKey, View, ViewFeature
 
 CHANNEL = "serving"
+MAX_USAGE_DAYS = 400
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
 
@@ -63,17 +65,24 @@ class Catalogue:
             stored = await self._group(connection, group.store, group.name, group.version)
         return stored, group_id is not None
 
+    async def append_features(self, store: str, name: str, version: int, columns: Sequence[Column]) -> Group:
+        """The group with these columns after its own. Idempotent.
+
+        Raises NotFound as `group` does, and what `Group.missing` raises.
+        """
+        async with self._database.transaction() as connection:
+            found = await self._group(connection, store, name, version)
+            await connection.fetchrow(QUERIES.lock_group, found.id)
+            # Once more: nobody else changes it any more.
+            group = await self._group(connection, store, name, version)
+            missing = group.missing(columns)
+            if missing:
+                await _insert_features(connection, group.id, missing, len(group.columns), ())
+                await _notify(connection, f"g {group.id}")
+            return await self._group(connection, store, name, version)
+
     async def _insert_details(self, connection: Connection, group_id: int, group: Group) -> None:
-        columns = group.columns
-        await connection.execute(
-            QUERIES.insert_features,
-            group_id,
-            list(range(len(columns))),
-            [column.name for column in columns],
-            [column.type.hive for column in columns],
-            [column.description for column in columns],
-            [group.primary_key.index(each.name) if each.name in group.primary_key else None for each in columns],
-        )
+        await _insert_features(connection, group_id, group.columns, 0, group.primary_key)
         row_set = await connection.fetchval(QUERIES.insert_row_set, group_id, "live")
         await connection.execute(QUERIES.show_row_set, group_id, row_set, 0)
 
@@ -156,7 +165,7 @@ class Catalogue:
     async def require_live(self, row_set: int) -> None:
         """Raises Aborted if readers do not see this row set any more, so that writing to it would be lost."""
         if await self._database.fetchval(QUERIES.row_set_is_live, row_set) is None:
-            raise errors.Aborted("the rows were replaced by an overwrite, or deleted, during this merge; send it again")
+            raise errors.Aborted("the rows were replaced by an overwrite, or deleted, during this write; send it again")
 
     async def retire(self, row_set: int) -> None:
         """Have the keys of a row set removed that was never shown."""
@@ -170,6 +179,20 @@ class Catalogue:
     async def forget(self, row_set: int) -> None:
         """The keys of a retired row set are gone."""
         await self._database.execute(QUERIES.forget_row_set, row_set)
+
+    # Usage
+
+    async def add_usage(self, rows_read: Mapping[int, int], rows_written: Mapping[int, int]) -> None:
+        """Add to what was done with groups today, and forget what was done 400 days ago."""
+        ids = sorted({*rows_read, *rows_written})
+        read, written = ([counts.get(group_id, 0) for group_id in ids] for counts in (rows_read, rows_written))
+        async with self._database.transaction() as connection:
+            await connection.execute(QUERIES.add_usage, ids, read, written)
+            await connection.execute(QUERIES.forget_usage, ids, MAX_USAGE_DAYS)
+
+    async def usage(self, group_id: int, days: int) -> list[tuple[date, int, int]]:
+        """Day, rows read and rows written, of those of the last days on which there were any."""
+        return [tuple(row) for row in await self._database.fetch(QUERIES.usage, group_id, days)]
 
     # Views
 
@@ -235,6 +258,20 @@ def _no_view(store: str, name: str, version: int) -> errors.NotFound:
         name=name,
         version=version,
         feature_store=store,
+    )
+
+
+async def _insert_features(
+    connection: Connection, group_id: int, columns: Sequence[Column], first: int, primary_key: Sequence[str]
+) -> None:
+    await connection.execute(
+        QUERIES.insert_features,
+        group_id,
+        list(range(first, first + len(columns))),
+        [column.name for column in columns],
+        [column.type.hive for column in columns],
+        [column.description for column in columns],
+        [primary_key.index(column.name) if column.name in primary_key else None for column in columns],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -110,6 +110,31 @@ class Group:
                     field="primary_key",
                     name=column.name,
                 )
+
+    def missing(self, columns: Sequence[Column]) -> tuple[Column, ...]:
+        """Those of the columns that the group has not.
+
+        Raises AlreadyExists, DEFINITION_CONFLICT, if it has one with another type, InvalidArgument if they are wrong in
+        themselves or too many.
+        """
+        if not columns:
+            raise errors.InvalidArgument("no feature is given", field="features")
+        mine = {column.name: column.type.hive for column in self.columns}
+        new = tuple(column for column in columns if column.name not in mine)
+        replace(self, columns=self.columns + new).check()
+        differences = "; ".join(
+            f"{column.name} is {mine[column.name]}, not {column.type.hive}"
+            for column in columns
+            if mine.get(column.name, column.type.hive) != column.type.hive
+        )
+        if differences:
+            raise errors.AlreadyExists(
+                f"feature group {self.name} version {self.version} has other columns: {differences}",
+                reason="DEFINITION_CONFLICT",
+                differences=differences,
+                feature_group=self.name,
+            )
+        return new
 
     def differences(self, other: Group) -> list[str]:
         """In what `other` defines another table, a text for each. Empty: the same."""

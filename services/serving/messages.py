@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import date
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import datatypes
 from protos.gen.triglot.serving.v1 import feature_group_pb2, feature_view_pb2
+from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from services.serving.definitions import Column, Group, Join, View, ViewFeature, store_name
+from services.serving.statistics import Count
 
 
 def group_of(message: feature_group_pb2.FeatureGroup) -> Group:
@@ -16,7 +21,7 @@ def group_of(message: feature_group_pb2.FeatureGroup) -> Group:
         store=store_name(message.feature_store),
         name=message.name,
         version=message.version,
-        columns=tuple(Column(each.name, datatypes.parse(each.type), each.description) for each in message.features),
+        columns=columns_of(message.features),
         primary_key=tuple(message.primary_key),
         event_time=message.event_time,
         time_to_live_ms=lives.seconds * 1000 + lives.nanos // 1_000_000,
@@ -24,6 +29,11 @@ def group_of(message: feature_group_pb2.FeatureGroup) -> Group:
     )
     group.check()
     return group
+
+
+def columns_of(features: Iterable[feature_group_pb2.Feature]) -> tuple[Column, ...]:
+    """The columns of a group as they are sent. Raises InvalidArgument for a type that there is not."""
+    return tuple(Column(each.name, datatypes.parse(each.type), each.description) for each in features)
 
 
 def group_message(group: Group) -> feature_group_pb2.FeatureGroup:
@@ -48,6 +58,18 @@ def group_message(group: Group) -> feature_group_pb2.FeatureGroup:
 def feature_message(column: Column) -> feature_group_pb2.Feature:
     """One column."""
     return feature_group_pb2.Feature(name=column.name, type=column.type.hive, description=column.description)
+
+
+def statistics_message(count: Count, days: Iterable[tuple[date, int, int]]) -> pb.GetFeatureGroupStatisticsResponse:
+    """What a group holds and what was done with it."""
+    message = pb.GetFeatureGroupStatisticsResponse(
+        rows=count.rows,
+        bytes=count.bytes,
+        estimated=count.estimated,
+        days=[pb.DailyUse(date=day.isoformat(), rows_read=read, rows_written=wrote) for day, read, wrote in days],
+    )
+    message.count_time.FromDatetime(count.counted_at)
+    return message
 
 
 def view_features_of(message: feature_view_pb2.FeatureView) -> tuple[ViewFeature, ...]:

@@ -68,6 +68,8 @@ class Plan:
     # The names that most entries hold, and only those: the most wanted name of every key column that is read.
     usual: tuple[str, ...]
     reads: tuple[Read, ...]
+    # Groups of the reads, one for each.
+    read_groups: tuple[int, ...]
     pick: Pick
     # Whether a key column is a feature, so that the entry's own values are laid out too.
     echoes: bool
@@ -105,6 +107,7 @@ def compile_plan(view: View, key_prefix: Callable[[int], bytes]) -> Plan:
         ),
         usual=tuple(dict.fromkeys(part.names[0] for read in reads.values() for part in read.parts)),
         reads=tuple(reads.values()),
+        read_groups=tuple(read.group.id for read in reads.values()),
         pick=_pick(sources),
         echoes=bool(reads) and max(sources) >= sum(read.width for read in reads.values()),
         passed=passed,

@@ -17,6 +17,7 @@ from services.serving.loads import Loads
 from services.serving.rows import Rows
 from services.serving.service import ServingService
 from services.serving.settings import ServingSettings
+from services.serving.statistics import Census, Usage
 from services.serving.sweeper import Sweeper
 
 
@@ -32,7 +33,16 @@ async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterato
             catalogue, rows, every_seconds=own.sweep_seconds, abandoned_seconds=own.abandoned_load_seconds
         )
         loads = Loads(catalogue, rows, batch_rows=own.write_batch_rows, max_stream_bytes=settings.max_message_bytes)
-        servicer = ServingService(catalogue, definitions, rows, loads, own.max_entries)
+        usage = Usage(catalogue)
+        servicer = ServingService(
+            catalogue=catalogue,
+            definitions=definitions,
+            rows=rows,
+            loads=loads,
+            usage=usage,
+            census=Census(rows, own.count_seconds),
+            max_entries=own.max_entries,
+        )
         policy = Policy(
             authenticator=open_authenticator(settings, database),
             action_prefix="featurestore:",
@@ -40,9 +50,11 @@ async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterato
         )
         await definitions.start()
         sweeper.start()
+        usage.start()
         try:
             yield [mount(serving_service_pb2_grpc.add_ServingServiceServicer_to_server, servicer, policy)]
         finally:
+            await usage.stop()
             await sweeper.stop()
             await definitions.stop()
             await database.close()

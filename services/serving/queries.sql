@@ -111,9 +111,9 @@ INSERT INTO serving.serving_key (feature_view_id, position, join_index, feature_
 SELECT $1, * FROM unnest($2::int[], $3::int[], $4::text[], $5::text[], $6::boolean[], $7::text[]);
 
 -- name: views
--- feature_store_name_key, feature_view_name_version, primary keys of view_join, feature_group, feature, view_feature and
--- serving_key. Name and version may be null: all. One statement, so that all of it is of one moment: a row for each join
--- with its group, which may be deleted; features and serving keys are with the first.
+-- feature_store_name_key, feature_view_name_version, primary keys of view_join, feature_group, feature, view_feature
+-- and serving_key. Name and version may be null: all. One statement, so that all of it is of one moment: a row for each
+-- join with its group, which may be deleted; features and serving keys are with the first.
 SELECT v.id AS view_id, vs.name AS view_store, v.name AS view_name, v.version AS view_version,
        v.description AS view_description, v.created_at AS view_created_at,
        j.prefix, j.left_columns, j.right_columns,
@@ -152,6 +152,26 @@ ORDER BY v.name, v.version, j.join_index;
 DELETE FROM serving.feature_view v USING serving.feature_store s
 WHERE s.id = v.feature_store_id AND s.name = $1 AND v.name = $2 AND v.version = $3
 RETURNING v.id;
+
+-- name: add_usage
+-- Primary key of usage. In one order, so that processes which add at the same time wait for each other in a row.
+INSERT INTO serving.usage (feature_group_id, day, rows_read, rows_written)
+SELECT id, (now() AT TIME ZONE 'UTC')::date, rows_read, rows_written
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS added (id, rows_read, rows_written)
+ORDER BY id
+ON CONFLICT (feature_group_id, day) DO UPDATE
+SET rows_read = usage.rows_read + excluded.rows_read, rows_written = usage.rows_written + excluded.rows_written;
+
+-- name: forget_usage
+-- Primary key of usage.
+DELETE FROM serving.usage
+WHERE feature_group_id = ANY ($1::bigint[]) AND day <= (now() AT TIME ZONE 'UTC')::date - $2::int;
+
+-- name: usage
+-- Primary key of usage.
+SELECT day, rows_read, rows_written FROM serving.usage
+WHERE feature_group_id = $1 AND day > (now() AT TIME ZONE 'UTC')::date - $2::int
+ORDER BY day;
 
 -- name: notify
 -- Sent when the transaction commits.

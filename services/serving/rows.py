@@ -9,10 +9,12 @@ on a cluster.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import redis.asyncio
@@ -31,6 +33,7 @@ MOST_CONNECTIONS = _READS_IN_FLIGHT + _WRITES_IN_FLIGHT + 3
 _WRITE_CHUNK = 1_000
 _WRITE_ATTEMPTS = 5
 _SCAN_COUNT = 1_000
+_EXAMPLES = 100
 
 # Writes a row unless the stored one is newer. Rows without an event time are the oldest. Numbers in Lua have 53 bits,
 # so equal ones are compared as text once more.
@@ -47,6 +50,17 @@ end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return 1
 """
+
+
+class Sample(NamedTuple):
+    """What was found in Redis."""
+
+    # For each row set, how many rows it has.
+    rows: Mapping[int, int]
+    # For each row set, keys of some of them.
+    examples: Mapping[int, Sequence[bytes]]
+    # Whether that is counted; otherwise it is estimated.
+    whole: bool
 
 
 class Rows:
@@ -166,6 +180,14 @@ class Rows:
             self._newer_wins = ""
             raise
 
+    async def delete(self, keys: Sequence[bytes]) -> int:
+        """Delete rows; how many of them there were. Idempotent."""
+        deleted = 0
+        for start in range(0, len(keys), _WRITE_CHUNK):
+            async with self._writes, translated():
+                deleted += await self._unlink(keys[start : start + _WRITE_CHUNK])
+        return deleted
+
     def _pipeline(self) -> Any:
         """For `execute_command` only: on a cluster some of the named commands are coroutines that queue nothing."""
         return self._client.pipeline(transaction=False) if self._single else self._client.pipeline()
@@ -184,7 +206,55 @@ class Rows:
             removed += await self._unlink(batch)
         return removed
 
-    async def _unlink(self, keys: list[bytes]) -> int:
+    # Counting
+
+    async def sample(self, max_scans: int) -> Sample:
+        """What is found by looking through all of Redis or, if that takes more steps, through a part of it by chance.
+
+        Redis keeps keys in the order of their hashes, so any part of them is a fair one.
+        """
+        rows: Counter[int] = Counter()
+        examples: dict[int, list[bytes]] = {}
+        whole = True
+        async with translated():
+            await self._client.initialize()
+            nodes = [self._client] if self._single else self._client.get_primaries()
+            for node in nodes:
+                found, weight = await self._scan(node, max(1, max_scans // len(nodes)), examples)
+                whole = whole and weight == 1.0
+                for row_set, count in found.items():
+                    rows[row_set] += round(count * weight)
+        return Sample(rows, examples, whole)
+
+    async def _scan(self, node: Any, scans: int, examples: dict[int, list[bytes]]) -> tuple[Counter[int], float]:
+        """Keys of each row set that were found on a node, and how many there each of them stands for."""
+        begins = re.compile(re.escape(self._key_prefix).encode() + rb":([0-9]{1,18}):")
+        found: Counter[int] = Counter()
+        seen, cursor = 0, 0
+        for _ in range(scans):
+            cursor, keys = await node.execute_command("SCAN", cursor, "COUNT", _SCAN_COUNT)
+            seen += len(keys)
+            for key in keys:
+                if match := begins.match(key):
+                    row_set = int(match[1])
+                    found[row_set] += 1
+                    of_set = examples.setdefault(row_set, [])
+                    if len(of_set) < _EXAMPLES:
+                        of_set.append(key)
+            if not cursor:
+                return found, 1.0
+        return found, max(1.0, await node.execute_command("DBSIZE") / max(seen, 1))
+
+    async def average_bytes(self, keys: Sequence[bytes]) -> float:
+        """Of keys and values of rows."""
+        async with translated():
+            pipeline = self._pipeline()
+            for key in keys:
+                pipeline.execute_command("STRLEN", key)
+            sizes = await pipeline.execute() if keys else []
+        return float(sum(sizes) + sum(map(len, keys))) / max(len(keys), 1)
+
+    async def _unlink(self, keys: Sequence[bytes]) -> int:
         if not keys:
             return 0
         if self._single:

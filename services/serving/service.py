@@ -14,16 +14,19 @@ from protos.gen.triglot.serving.v1 import serving_service_pb2_grpc as pb_grpc
 from protos.gen.triglot.serving.v1 import vector_pb2
 from protos.gen.triglot.serving.v1.value_pb2 import Value
 from services.serving import fragments, keys, messages, vectors
-from services.serving.catalogue import Catalogue
+from services.serving.catalogue import MAX_USAGE_DAYS, Catalogue
 from services.serving.definition_cache import DefinitionCache
 from services.serving.definitions import MAX_JOINS, Group, View, store_name
 from services.serving.loads import Loads
 from services.serving.plans import Plan
 from services.serving.rows import SEPARATOR, Rows
+from services.serving.statistics import Census, Usage
 
 COMPLETE = vector_pb2.VECTOR_STATUS_COMPLETE
 MISSING = vector_pb2.VECTOR_STATUS_MISSING
 ERROR = vector_pb2.VECTOR_STATUS_ERROR
+
+_USAGE_DAYS = 30
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
@@ -34,12 +37,22 @@ class ServingService(pb_grpc.ServingServiceServicer):
     """See protos/triglot/serving/v1/serving_service.proto."""
 
     def __init__(
-        self, catalogue: Catalogue, definitions: DefinitionCache, rows: Rows, loads: Loads, max_entries: int
+        self,
+        *,
+        catalogue: Catalogue,
+        definitions: DefinitionCache,
+        rows: Rows,
+        loads: Loads,
+        usage: Usage,
+        census: Census,
+        max_entries: int,
     ) -> None:
         self._catalogue = catalogue
         self._definitions = definitions
         self._rows = rows
         self._loads = loads
+        self._usage = usage
+        self._census = census
         self._max_entries = max_entries
 
     # Feature groups
@@ -63,6 +76,24 @@ class ServingService(pb_grpc.ServingServiceServicer):
     ) -> pb.ListFeatureGroupsResponse:
         groups = await self._catalogue.groups(_permitted(request.feature_store))
         return pb.ListFeatureGroupsResponse(feature_groups=[messages.group_message(group) for group in groups])
+
+    async def AppendFeatures(self, request: pb.AppendFeaturesRequest, context: Any) -> pb.AppendFeaturesResponse:
+        store = _permitted(request.feature_store)
+        columns = messages.columns_of(request.features)
+        group = await self._catalogue.append_features(store, request.name, request.version, columns)
+        self._definitions.changed(f"g {group.id}")
+        return pb.AppendFeaturesResponse(feature_group=messages.group_message(group))
+
+    async def GetFeatureGroupStatistics(
+        self, request: pb.GetFeatureGroupStatisticsRequest, context: Any
+    ) -> pb.GetFeatureGroupStatisticsResponse:
+        store = _permitted(request.feature_store)
+        if not 0 <= request.days <= MAX_USAGE_DAYS:
+            raise errors.InvalidArgument(f"days must be 1 to {MAX_USAGE_DAYS}", field="days")
+        group = await self._catalogue.group(store, request.name, request.version)
+        count = await self._census.count(group)
+        days = await self._usage.days(group, request.days or _USAGE_DAYS)
+        return messages.statistics_message(count, days)
 
     async def DeleteFeatureGroup(
         self, request: pb.DeleteFeatureGroupRequest, context: Any
@@ -141,19 +172,33 @@ class ServingService(pb_grpc.ServingServiceServicer):
         else:
             raise errors.InvalidArgument("mode must be OVERWRITE or MERGE", field="mode")
         self._definitions.changed(f"g {group.id}")
+        self._usage.wrote(group.id, loaded.rows_written)
         return pb.WriteRowsResponse(rows_written=loaded.rows_written, generation=loaded.generation)
 
     async def ReadRows(self, request: pb.ReadRowsRequest, context: Any) -> pb.ReadRowsResponse:
         store = _permitted(request.feature_store)
         self._require_few(len(request.keys))
         group = await self._definitions.group(store, request.feature_group, request.version)
-        prefix = self._rows.prefix(group.row_set or 0)
-        found = await self._rows.read([prefix + _row_key(group, key.values) for key in request.keys])
+        found = await self._rows.read(self._row_keys(group, request.keys))
+        self._usage.read((group.id,), len(found))
         decoders = [fragments.decoder(column.type) for column in group.columns]
         return pb.ReadRowsResponse(
             features=[messages.feature_message(column) for column in group.columns],
             rows=[_row(decoders, row) for row in found],
         )
+
+    async def DeleteRows(self, request: pb.DeleteRowsRequest, context: Any) -> pb.DeleteRowsResponse:
+        store = _permitted(request.feature_store)
+        self._require_few(len(request.keys))
+        # Never from the cache: the rows must go from where readers are now.
+        group = await self._catalogue.group(store, request.feature_group, request.version)
+        deleted = await self._rows.delete(self._row_keys(group, request.keys))
+        await self._catalogue.require_live(group.row_set or 0)
+        return pb.DeleteRowsResponse(rows_deleted=deleted)
+
+    def _row_keys(self, group: Group, row_keys: Sequence[pb.RowKey]) -> list[bytes]:
+        prefix = self._rows.prefix(group.row_set or 0)
+        return [prefix + _row_key(group, key.values) for key in row_keys]
 
     # Vectors
 
@@ -211,6 +256,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
             raise errors.InvalidArgument(
                 f"{len(passed)} passed features were given for {len(entries)} entries", reason="PASSED_FEATURES_LENGTH"
             )
+        self._usage.read(plan.read_groups, len(entries))
         return await vectors.read(
             plan,
             self._rows,

@@ -30,3 +30,6 @@ class ServingSettings(SettingsModel):
         900.0, gt=0, description="After this silence of its writer an unfinished overwrite is given up and removed."
     )
     sweep_seconds: float = Field(15.0, gt=0, description="Time between two looks for rows that can be removed.")
+    count_seconds: float = Field(
+        60.0, ge=0, description="How long rows that were counted for statistics are not counted again."
+    )

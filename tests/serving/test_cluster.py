@@ -110,3 +110,18 @@ async def test_many_callers_at_once(settings: Settings, cluster: str) -> None:
     own = settings.model_copy(update={"redis_url": type(settings.redis_url)(cluster), "redis_cluster": True})
     async with open_redis(own) as client:
         await use_at_once(Rows(client, "test", 100), 200)
+
+
+async def test_deleting_and_counting(open_stack: Callable[..., Any], settings: Settings, cluster: str) -> None:
+    own = settings.model_copy(update={"redis_url": type(settings.redis_url)(cluster), "redis_cluster": True})
+    async with open_stack(settings=own, count_seconds=0) as stack:
+        group = await stack.client.group("counted", {"id": "bigint"}, ["id"])
+        await stack.client.write(group, [{"id": number} for number in range(500)])
+        named = {"feature_store": "demo", "version": 1}
+        keys = [pb.RowKey(values=[Value(int_value=number)]) for number in range(490, 510)]
+        delete = pb.DeleteRowsRequest(**named, feature_group="counted", keys=keys)
+        assert (await stack.client.call("DeleteRows", delete)).rows_deleted == 10
+        ask = pb.GetFeatureGroupStatisticsRequest(**named, name="counted")
+        answer = await stack.client.call("GetFeatureGroupStatistics", ask)
+        assert (answer.rows, answer.estimated) == (490, False)
+        assert answer.bytes > 490 * 10

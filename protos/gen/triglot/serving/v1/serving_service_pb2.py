@@ -23,85 +23,100 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from protos.gen.triglot.serving.v1 import feature_group_pb2 as triglot_dot_serving_dot_v1_dot_feature__group__pb2
 from protos.gen.triglot.serving.v1 import feature_view_pb2 as triglot_dot_serving_dot_v1_dot_feature__view__pb2
 from protos.gen.triglot.serving.v1 import value_pb2 as triglot_dot_serving_dot_v1_dot_value__pb2
 from protos.gen.triglot.serving.v1 import vector_pb2 as triglot_dot_serving_dot_v1_dot_vector__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(triglot/serving/v1/serving_service.proto\x12\x12triglot.serving.v1\x1a&triglot/serving/v1/feature_group.proto\x1a%triglot/serving/v1/feature_view.proto\x1a\x1etriglot/serving/v1/value.proto\x1a\x1ftriglot/serving/v1/vector.proto\"T\n\x19\x45nsureFeatureGroupRequest\x12\x37\n\rfeature_group\x18\x01 \x01(\x0b\x32 .triglot.serving.v1.FeatureGroup\"f\n\x1a\x45nsureFeatureGroupResponse\x12\x37\n\rfeature_group\x18\x01 \x01(\x0b\x32 .triglot.serving.v1.FeatureGroup\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"N\n\x16GetFeatureGroupRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"R\n\x17GetFeatureGroupResponse\x12\x37\n\rfeature_group\x18\x01 \x01(\x0b\x32 .triglot.serving.v1.FeatureGroup\"1\n\x18ListFeatureGroupsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\"U\n\x19ListFeatureGroupsResponse\x12\x38\n\x0e\x66\x65\x61ture_groups\x18\x01 \x03(\x0b\x32 .triglot.serving.v1.FeatureGroup\"Q\n\x19\x44\x65leteFeatureGroupRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"\x1c\n\x1a\x44\x65leteFeatureGroupResponse\"Q\n\x18\x43reateFeatureViewRequest\x12\x35\n\x0c\x66\x65\x61ture_view\x18\x01 \x01(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"R\n\x19\x43reateFeatureViewResponse\x12\x35\n\x0c\x66\x65\x61ture_view\x18\x01 \x01(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"M\n\x15GetFeatureViewRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"O\n\x16GetFeatureViewResponse\x12\x35\n\x0c\x66\x65\x61ture_view\x18\x01 \x01(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"0\n\x17ListFeatureViewsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\"R\n\x18ListFeatureViewsResponse\x12\x36\n\rfeature_views\x18\x01 \x03(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"P\n\x18\x44\x65leteFeatureViewRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"\x1b\n\x19\x44\x65leteFeatureViewResponse\"R\n\x1a\x44\x65scribeFeatureViewRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"\xc2\x01\n\x1b\x44\x65scribeFeatureViewResponse\x12\x18\n\x10required_entries\x18\x01 \x03(\t\x12\x18\n\x10\x61\x63\x63\x65pted_entries\x18\x02 \x03(\t\x12\x35\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32#.triglot.serving.v1.FeatureMetadata\x12\x38\n\x0e\x66\x65\x61ture_groups\x18\x04 \x03(\x0b\x32 .triglot.serving.v1.FeatureGroup\"\x9a\x01\n\x10WriteRowsRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.triglot.serving.v1.WriteRowsHeaderH\x00\x12\x16\n\x0c\x61rrow_stream\x18\x02 \x01(\x0cH\x00\x12/\n\x03\x65nd\x18\x03 \x01(\x0b\x32 .triglot.serving.v1.WriteRowsEndH\x00\x42\x06\n\x04part\"\x0e\n\x0cWriteRowsEnd\"}\n\x0fWriteRowsHeader\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x15\n\rfeature_group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12+\n\x04mode\x18\x04 \x01(\x0e\x32\x1d.triglot.serving.v1.WriteMode\"=\n\x11WriteRowsResponse\x12\x14\n\x0crows_written\x18\x01 \x01(\x03\x12\x12\n\ngeneration\x18\x02 \x01(\x03\"z\n\x0fReadRowsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x15\n\rfeature_group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12(\n\x04keys\x18\x04 \x03(\x0b\x32\x1a.triglot.serving.v1.RowKey\"3\n\x06RowKey\x12)\n\x06values\x18\x01 \x03(\x0b\x32\x19.triglot.serving.v1.Value\"h\n\x10ReadRowsResponse\x12-\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1b.triglot.serving.v1.Feature\x12%\n\x04rows\x18\x02 \x03(\x0b\x32\x17.triglot.serving.v1.Row\"?\n\x03Row\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12)\n\x06values\x18\x02 \x03(\x0b\x32\x19.triglot.serving.v1.Value\"\r\n\x0bPingRequest\"\x0e\n\x0cPingResponse\"\xf5\x01\n\x18GetFeatureVectorsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x14\n\x0c\x66\x65\x61ture_view\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12*\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x19.triglot.serving.v1.Entry\x12;\n\x0fpassed_features\x18\x05 \x03(\x0b\x32\".triglot.serving.v1.PassedFeatures\x12\x32\n\x07options\x18\x06 \x01(\x0b\x32!.triglot.serving.v1.VectorOptions\"\x86\x01\n\x19GetFeatureVectorsResponse\x12\x32\n\x07vectors\x18\x01 \x03(\x0b\x32!.triglot.serving.v1.FeatureVector\x12\x35\n\x08metadata\x18\x02 \x03(\x0b\x32#.triglot.serving.v1.FeatureMetadata\"\xc8\x01\n\x1bRenderFeatureVectorsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x14\n\x0c\x66\x65\x61ture_view\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x0c\x12\x17\n\x0fpassed_features\x18\x05 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\x08\x12\x32\n\x07options\x18\x07 \x01(\x0b\x32!.triglot.serving.v1.VectorOptions\"\xce\x01\n\x1cRenderFeatureVectorsResponse\x12\x0f\n\x07vectors\x18\x01 \x03(\x0c\x12\x32\n\x08statuses\x18\x02 \x03(\x0e\x32 .triglot.serving.v1.VectorStatus\x12\x32\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32!.triglot.serving.v1.GroupStatuses\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.triglot.serving.v1.FeatureMetadata*W\n\tWriteMode\x12\x1a\n\x16WRITE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14WRITE_MODE_OVERWRITE\x10\x01\x12\x14\n\x10WRITE_MODE_MERGE\x10\x02\x32\xf7\x0b\n\x0eServingService\x12s\n\x12\x45nsureFeatureGroup\x12-.triglot.serving.v1.EnsureFeatureGroupRequest\x1a..triglot.serving.v1.EnsureFeatureGroupResponse\x12j\n\x0fGetFeatureGroup\x12*.triglot.serving.v1.GetFeatureGroupRequest\x1a+.triglot.serving.v1.GetFeatureGroupResponse\x12p\n\x11ListFeatureGroups\x12,.triglot.serving.v1.ListFeatureGroupsRequest\x1a-.triglot.serving.v1.ListFeatureGroupsResponse\x12s\n\x12\x44\x65leteFeatureGroup\x12-.triglot.serving.v1.DeleteFeatureGroupRequest\x1a..triglot.serving.v1.DeleteFeatureGroupResponse\x12p\n\x11\x43reateFeatureView\x12,.triglot.serving.v1.CreateFeatureViewRequest\x1a-.triglot.serving.v1.CreateFeatureViewResponse\x12g\n\x0eGetFeatureView\x12).triglot.serving.v1.GetFeatureViewRequest\x1a*.triglot.serving.v1.GetFeatureViewResponse\x12m\n\x10ListFeatureViews\x12+.triglot.serving.v1.ListFeatureViewsRequest\x1a,.triglot.serving.v1.ListFeatureViewsResponse\x12p\n\x11\x44\x65leteFeatureView\x12,.triglot.serving.v1.DeleteFeatureViewRequest\x1a-.triglot.serving.v1.DeleteFeatureViewResponse\x12v\n\x13\x44\x65scribeFeatureView\x12..triglot.serving.v1.DescribeFeatureViewRequest\x1a/.triglot.serving.v1.DescribeFeatureViewResponse\x12Z\n\tWriteRows\x12$.triglot.serving.v1.WriteRowsRequest\x1a%.triglot.serving.v1.WriteRowsResponse(\x01\x12U\n\x08ReadRows\x12#.triglot.serving.v1.ReadRowsRequest\x1a$.triglot.serving.v1.ReadRowsResponse\x12I\n\x04Ping\x12\x1f.triglot.serving.v1.PingRequest\x1a .triglot.serving.v1.PingResponse\x12p\n\x11GetFeatureVectors\x12,.triglot.serving.v1.GetFeatureVectorsRequest\x1a-.triglot.serving.v1.GetFeatureVectorsResponse\x12y\n\x14RenderFeatureVectors\x12/.triglot.serving.v1.RenderFeatureVectorsRequest\x1a\x30.triglot.serving.v1.RenderFeatureVectorsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(triglot/serving/v1/serving_service.proto\x12\x12triglot.serving.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&triglot/serving/v1/feature_group.proto\x1a%triglot/serving/v1/feature_view.proto\x1a\x1etriglot/serving/v1/value.proto\x1a\x1ftriglot/serving/v1/vector.proto\"T\n\x19\x45nsureFeatureGroupRequest\x12\x37\n\rfeature_group\x18\x01 \x01(\x0b\x32 .triglot.serving.v1.FeatureGroup\"f\n\x1a\x45nsureFeatureGroupResponse\x12\x37\n\rfeature_group\x18\x01 \x01(\x0b\x32 .triglot.serving.v1.FeatureGroup\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"N\n\x16GetFeatureGroupRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"R\n\x17GetFeatureGroupResponse\x12\x37\n\rfeature_group\x18\x01 \x01(\x0b\x32 .triglot.serving.v1.FeatureGroup\"1\n\x18ListFeatureGroupsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\"U\n\x19ListFeatureGroupsResponse\x12\x38\n\x0e\x66\x65\x61ture_groups\x18\x01 \x03(\x0b\x32 .triglot.serving.v1.FeatureGroup\"|\n\x15\x41ppendFeaturesRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12-\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\x1b.triglot.serving.v1.Feature\"Q\n\x16\x41ppendFeaturesResponse\x12\x37\n\rfeature_group\x18\x01 \x01(\x0b\x32 .triglot.serving.v1.FeatureGroup\"f\n GetFeatureGroupStatisticsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ys\x18\x04 \x01(\x05\"\xaf\x01\n!GetFeatureGroupStatisticsResponse\x12\x0c\n\x04rows\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x11\n\testimated\x18\x03 \x01(\x08\x12.\n\ncount_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04\x64\x61ys\x18\x05 \x03(\x0b\x32\x1c.triglot.serving.v1.DailyUse\"A\n\x08\x44\x61ilyUse\x12\x0c\n\x04\x64\x61te\x18\x01 \x01(\t\x12\x11\n\trows_read\x18\x02 \x01(\x03\x12\x14\n\x0crows_written\x18\x03 \x01(\x03\"Q\n\x19\x44\x65leteFeatureGroupRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"\x1c\n\x1a\x44\x65leteFeatureGroupResponse\"Q\n\x18\x43reateFeatureViewRequest\x12\x35\n\x0c\x66\x65\x61ture_view\x18\x01 \x01(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"R\n\x19\x43reateFeatureViewResponse\x12\x35\n\x0c\x66\x65\x61ture_view\x18\x01 \x01(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"M\n\x15GetFeatureViewRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"O\n\x16GetFeatureViewResponse\x12\x35\n\x0c\x66\x65\x61ture_view\x18\x01 \x01(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"0\n\x17ListFeatureViewsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\"R\n\x18ListFeatureViewsResponse\x12\x36\n\rfeature_views\x18\x01 \x03(\x0b\x32\x1f.triglot.serving.v1.FeatureView\"P\n\x18\x44\x65leteFeatureViewRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"\x1b\n\x19\x44\x65leteFeatureViewResponse\"R\n\x1a\x44\x65scribeFeatureViewRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"\xc2\x01\n\x1b\x44\x65scribeFeatureViewResponse\x12\x18\n\x10required_entries\x18\x01 \x03(\t\x12\x18\n\x10\x61\x63\x63\x65pted_entries\x18\x02 \x03(\t\x12\x35\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32#.triglot.serving.v1.FeatureMetadata\x12\x38\n\x0e\x66\x65\x61ture_groups\x18\x04 \x03(\x0b\x32 .triglot.serving.v1.FeatureGroup\"\x9a\x01\n\x10WriteRowsRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.triglot.serving.v1.WriteRowsHeaderH\x00\x12\x16\n\x0c\x61rrow_stream\x18\x02 \x01(\x0cH\x00\x12/\n\x03\x65nd\x18\x03 \x01(\x0b\x32 .triglot.serving.v1.WriteRowsEndH\x00\x42\x06\n\x04part\"\x0e\n\x0cWriteRowsEnd\"}\n\x0fWriteRowsHeader\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x15\n\rfeature_group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12+\n\x04mode\x18\x04 \x01(\x0e\x32\x1d.triglot.serving.v1.WriteMode\"=\n\x11WriteRowsResponse\x12\x14\n\x0crows_written\x18\x01 \x01(\x03\x12\x12\n\ngeneration\x18\x02 \x01(\x03\"z\n\x0fReadRowsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x15\n\rfeature_group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12(\n\x04keys\x18\x04 \x03(\x0b\x32\x1a.triglot.serving.v1.RowKey\"3\n\x06RowKey\x12)\n\x06values\x18\x01 \x03(\x0b\x32\x19.triglot.serving.v1.Value\"h\n\x10ReadRowsResponse\x12-\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1b.triglot.serving.v1.Feature\x12%\n\x04rows\x18\x02 \x03(\x0b\x32\x17.triglot.serving.v1.Row\"?\n\x03Row\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12)\n\x06values\x18\x02 \x03(\x0b\x32\x19.triglot.serving.v1.Value\"|\n\x11\x44\x65leteRowsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x15\n\rfeature_group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12(\n\x04keys\x18\x04 \x03(\x0b\x32\x1a.triglot.serving.v1.RowKey\"*\n\x12\x44\x65leteRowsResponse\x12\x14\n\x0crows_deleted\x18\x01 \x01(\x03\"\r\n\x0bPingRequest\"\x0e\n\x0cPingResponse\"\xf5\x01\n\x18GetFeatureVectorsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x14\n\x0c\x66\x65\x61ture_view\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12*\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x19.triglot.serving.v1.Entry\x12;\n\x0fpassed_features\x18\x05 \x03(\x0b\x32\".triglot.serving.v1.PassedFeatures\x12\x32\n\x07options\x18\x06 \x01(\x0b\x32!.triglot.serving.v1.VectorOptions\"\x86\x01\n\x19GetFeatureVectorsResponse\x12\x32\n\x07vectors\x18\x01 \x03(\x0b\x32!.triglot.serving.v1.FeatureVector\x12\x35\n\x08metadata\x18\x02 \x03(\x0b\x32#.triglot.serving.v1.FeatureMetadata\"\xc8\x01\n\x1bRenderFeatureVectorsRequest\x12\x15\n\rfeature_store\x18\x01 \x01(\t\x12\x14\n\x0c\x66\x65\x61ture_view\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x0c\x12\x17\n\x0fpassed_features\x18\x05 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\x08\x12\x32\n\x07options\x18\x07 \x01(\x0b\x32!.triglot.serving.v1.VectorOptions\"\xce\x01\n\x1cRenderFeatureVectorsResponse\x12\x0f\n\x07vectors\x18\x01 \x03(\x0c\x12\x32\n\x08statuses\x18\x02 \x03(\x0e\x32 .triglot.serving.v1.VectorStatus\x12\x32\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32!.triglot.serving.v1.GroupStatuses\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.triglot.serving.v1.FeatureMetadata*W\n\tWriteMode\x12\x1a\n\x16WRITE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14WRITE_MODE_OVERWRITE\x10\x01\x12\x14\n\x10WRITE_MODE_MERGE\x10\x02\x32\xc8\x0e\n\x0eServingService\x12s\n\x12\x45nsureFeatureGroup\x12-.triglot.serving.v1.EnsureFeatureGroupRequest\x1a..triglot.serving.v1.EnsureFeatureGroupResponse\x12j\n\x0fGetFeatureGroup\x12*.triglot.serving.v1.GetFeatureGroupRequest\x1a+.triglot.serving.v1.GetFeatureGroupResponse\x12p\n\x11ListFeatureGroups\x12,.triglot.serving.v1.ListFeatureGroupsRequest\x1a-.triglot.serving.v1.ListFeatureGroupsResponse\x12g\n\x0e\x41ppendFeatures\x12).triglot.serving.v1.AppendFeaturesRequest\x1a*.triglot.serving.v1.AppendFeaturesResponse\x12\x88\x01\n\x19GetFeatureGroupStatistics\x12\x34.triglot.serving.v1.GetFeatureGroupStatisticsRequest\x1a\x35.triglot.serving.v1.GetFeatureGroupStatisticsResponse\x12s\n\x12\x44\x65leteFeatureGroup\x12-.triglot.serving.v1.DeleteFeatureGroupRequest\x1a..triglot.serving.v1.DeleteFeatureGroupResponse\x12p\n\x11\x43reateFeatureView\x12,.triglot.serving.v1.CreateFeatureViewRequest\x1a-.triglot.serving.v1.CreateFeatureViewResponse\x12g\n\x0eGetFeatureView\x12).triglot.serving.v1.GetFeatureViewRequest\x1a*.triglot.serving.v1.GetFeatureViewResponse\x12m\n\x10ListFeatureViews\x12+.triglot.serving.v1.ListFeatureViewsRequest\x1a,.triglot.serving.v1.ListFeatureViewsResponse\x12p\n\x11\x44\x65leteFeatureView\x12,.triglot.serving.v1.DeleteFeatureViewRequest\x1a-.triglot.serving.v1.DeleteFeatureViewResponse\x12v\n\x13\x44\x65scribeFeatureView\x12..triglot.serving.v1.DescribeFeatureViewRequest\x1a/.triglot.serving.v1.DescribeFeatureViewResponse\x12Z\n\tWriteRows\x12$.triglot.serving.v1.WriteRowsRequest\x1a%.triglot.serving.v1.WriteRowsResponse(\x01\x12U\n\x08ReadRows\x12#.triglot.serving.v1.ReadRowsRequest\x1a$.triglot.serving.v1.ReadRowsResponse\x12[\n\nDeleteRows\x12%.triglot.serving.v1.DeleteRowsRequest\x1a&.triglot.serving.v1.DeleteRowsResponse\x12I\n\x04Ping\x12\x1f.triglot.serving.v1.PingRequest\x1a .triglot.serving.v1.PingResponse\x12p\n\x11GetFeatureVectors\x12,.triglot.serving.v1.GetFeatureVectorsRequest\x1a-.triglot.serving.v1.GetFeatureVectorsResponse\x12y\n\x14RenderFeatureVectors\x12/.triglot.serving.v1.RenderFeatureVectorsRequest\x1a\x30.triglot.serving.v1.RenderFeatureVectorsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triglot.serving.v1.serving_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WRITEMODE']._serialized_start=3205
-  _globals['_WRITEMODE']._serialized_end=3292
-  _globals['_ENSUREFEATUREGROUPREQUEST']._serialized_start=208
-  _globals['_ENSUREFEATUREGROUPREQUEST']._serialized_end=292
-  _globals['_ENSUREFEATUREGROUPRESPONSE']._serialized_start=294
-  _globals['_ENSUREFEATUREGROUPRESPONSE']._serialized_end=396
-  _globals['_GETFEATUREGROUPREQUEST']._serialized_start=398
-  _globals['_GETFEATUREGROUPREQUEST']._serialized_end=476
-  _globals['_GETFEATUREGROUPRESPONSE']._serialized_start=478
-  _globals['_GETFEATUREGROUPRESPONSE']._serialized_end=560
-  _globals['_LISTFEATUREGROUPSREQUEST']._serialized_start=562
-  _globals['_LISTFEATUREGROUPSREQUEST']._serialized_end=611
-  _globals['_LISTFEATUREGROUPSRESPONSE']._serialized_start=613
-  _globals['_LISTFEATUREGROUPSRESPONSE']._serialized_end=698
-  _globals['_DELETEFEATUREGROUPREQUEST']._serialized_start=700
-  _globals['_DELETEFEATUREGROUPREQUEST']._serialized_end=781
-  _globals['_DELETEFEATUREGROUPRESPONSE']._serialized_start=783
-  _globals['_DELETEFEATUREGROUPRESPONSE']._serialized_end=811
-  _globals['_CREATEFEATUREVIEWREQUEST']._serialized_start=813
-  _globals['_CREATEFEATUREVIEWREQUEST']._serialized_end=894
-  _globals['_CREATEFEATUREVIEWRESPONSE']._serialized_start=896
-  _globals['_CREATEFEATUREVIEWRESPONSE']._serialized_end=978
-  _globals['_GETFEATUREVIEWREQUEST']._serialized_start=980
-  _globals['_GETFEATUREVIEWREQUEST']._serialized_end=1057
-  _globals['_GETFEATUREVIEWRESPONSE']._serialized_start=1059
-  _globals['_GETFEATUREVIEWRESPONSE']._serialized_end=1138
-  _globals['_LISTFEATUREVIEWSREQUEST']._serialized_start=1140
-  _globals['_LISTFEATUREVIEWSREQUEST']._serialized_end=1188
-  _globals['_LISTFEATUREVIEWSRESPONSE']._serialized_start=1190
-  _globals['_LISTFEATUREVIEWSRESPONSE']._serialized_end=1272
-  _globals['_DELETEFEATUREVIEWREQUEST']._serialized_start=1274
-  _globals['_DELETEFEATUREVIEWREQUEST']._serialized_end=1354
-  _globals['_DELETEFEATUREVIEWRESPONSE']._serialized_start=1356
-  _globals['_DELETEFEATUREVIEWRESPONSE']._serialized_end=1383
-  _globals['_DESCRIBEFEATUREVIEWREQUEST']._serialized_start=1385
-  _globals['_DESCRIBEFEATUREVIEWREQUEST']._serialized_end=1467
-  _globals['_DESCRIBEFEATUREVIEWRESPONSE']._serialized_start=1470
-  _globals['_DESCRIBEFEATUREVIEWRESPONSE']._serialized_end=1664
-  _globals['_WRITEROWSREQUEST']._serialized_start=1667
-  _globals['_WRITEROWSREQUEST']._serialized_end=1821
-  _globals['_WRITEROWSEND']._serialized_start=1823
-  _globals['_WRITEROWSEND']._serialized_end=1837
-  _globals['_WRITEROWSHEADER']._serialized_start=1839
-  _globals['_WRITEROWSHEADER']._serialized_end=1964
-  _globals['_WRITEROWSRESPONSE']._serialized_start=1966
-  _globals['_WRITEROWSRESPONSE']._serialized_end=2027
-  _globals['_READROWSREQUEST']._serialized_start=2029
-  _globals['_READROWSREQUEST']._serialized_end=2151
-  _globals['_ROWKEY']._serialized_start=2153
-  _globals['_ROWKEY']._serialized_end=2204
-  _globals['_READROWSRESPONSE']._serialized_start=2206
-  _globals['_READROWSRESPONSE']._serialized_end=2310
-  _globals['_ROW']._serialized_start=2312
-  _globals['_ROW']._serialized_end=2375
-  _globals['_PINGREQUEST']._serialized_start=2377
-  _globals['_PINGREQUEST']._serialized_end=2390
-  _globals['_PINGRESPONSE']._serialized_start=2392
-  _globals['_PINGRESPONSE']._serialized_end=2406
-  _globals['_GETFEATUREVECTORSREQUEST']._serialized_start=2409
-  _globals['_GETFEATUREVECTORSREQUEST']._serialized_end=2654
-  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_start=2657
-  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_end=2791
-  _globals['_RENDERFEATUREVECTORSREQUEST']._serialized_start=2794
-  _globals['_RENDERFEATUREVECTORSREQUEST']._serialized_end=2994
-  _globals['_RENDERFEATUREVECTORSRESPONSE']._serialized_start=2997
-  _globals['_RENDERFEATUREVECTORSRESPONSE']._serialized_end=3203
-  _globals['_SERVINGSERVICE']._serialized_start=3295
-  _globals['_SERVINGSERVICE']._serialized_end=4822
+  _globals['_WRITEMODE']._serialized_start=3966
+  _globals['_WRITEMODE']._serialized_end=4053
+  _globals['_ENSUREFEATUREGROUPREQUEST']._serialized_start=241
+  _globals['_ENSUREFEATUREGROUPREQUEST']._serialized_end=325
+  _globals['_ENSUREFEATUREGROUPRESPONSE']._serialized_start=327
+  _globals['_ENSUREFEATUREGROUPRESPONSE']._serialized_end=429
+  _globals['_GETFEATUREGROUPREQUEST']._serialized_start=431
+  _globals['_GETFEATUREGROUPREQUEST']._serialized_end=509
+  _globals['_GETFEATUREGROUPRESPONSE']._serialized_start=511
+  _globals['_GETFEATUREGROUPRESPONSE']._serialized_end=593
+  _globals['_LISTFEATUREGROUPSREQUEST']._serialized_start=595
+  _globals['_LISTFEATUREGROUPSREQUEST']._serialized_end=644
+  _globals['_LISTFEATUREGROUPSRESPONSE']._serialized_start=646
+  _globals['_LISTFEATUREGROUPSRESPONSE']._serialized_end=731
+  _globals['_APPENDFEATURESREQUEST']._serialized_start=733
+  _globals['_APPENDFEATURESREQUEST']._serialized_end=857
+  _globals['_APPENDFEATURESRESPONSE']._serialized_start=859
+  _globals['_APPENDFEATURESRESPONSE']._serialized_end=940
+  _globals['_GETFEATUREGROUPSTATISTICSREQUEST']._serialized_start=942
+  _globals['_GETFEATUREGROUPSTATISTICSREQUEST']._serialized_end=1044
+  _globals['_GETFEATUREGROUPSTATISTICSRESPONSE']._serialized_start=1047
+  _globals['_GETFEATUREGROUPSTATISTICSRESPONSE']._serialized_end=1222
+  _globals['_DAILYUSE']._serialized_start=1224
+  _globals['_DAILYUSE']._serialized_end=1289
+  _globals['_DELETEFEATUREGROUPREQUEST']._serialized_start=1291
+  _globals['_DELETEFEATUREGROUPREQUEST']._serialized_end=1372
+  _globals['_DELETEFEATUREGROUPRESPONSE']._serialized_start=1374
+  _globals['_DELETEFEATUREGROUPRESPONSE']._serialized_end=1402
+  _globals['_CREATEFEATUREVIEWREQUEST']._serialized_start=1404
+  _globals['_CREATEFEATUREVIEWREQUEST']._serialized_end=1485
+  _globals['_CREATEFEATUREVIEWRESPONSE']._serialized_start=1487
+  _globals['_CREATEFEATUREVIEWRESPONSE']._serialized_end=1569
+  _globals['_GETFEATUREVIEWREQUEST']._serialized_start=1571
+  _globals['_GETFEATUREVIEWREQUEST']._serialized_end=1648
+  _globals['_GETFEATUREVIEWRESPONSE']._serialized_start=1650
+  _globals['_GETFEATUREVIEWRESPONSE']._serialized_end=1729
+  _globals['_LISTFEATUREVIEWSREQUEST']._serialized_start=1731
+  _globals['_LISTFEATUREVIEWSREQUEST']._serialized_end=1779
+  _globals['_LISTFEATUREVIEWSRESPONSE']._serialized_start=1781
+  _globals['_LISTFEATUREVIEWSRESPONSE']._serialized_end=1863
+  _globals['_DELETEFEATUREVIEWREQUEST']._serialized_start=1865
+  _globals['_DELETEFEATUREVIEWREQUEST']._serialized_end=1945
+  _globals['_DELETEFEATUREVIEWRESPONSE']._serialized_start=1947
+  _globals['_DELETEFEATUREVIEWRESPONSE']._serialized_end=1974
+  _globals['_DESCRIBEFEATUREVIEWREQUEST']._serialized_start=1976
+  _globals['_DESCRIBEFEATUREVIEWREQUEST']._serialized_end=2058
+  _globals['_DESCRIBEFEATUREVIEWRESPONSE']._serialized_start=2061
+  _globals['_DESCRIBEFEATUREVIEWRESPONSE']._serialized_end=2255
+  _globals['_WRITEROWSREQUEST']._serialized_start=2258
+  _globals['_WRITEROWSREQUEST']._serialized_end=2412
+  _globals['_WRITEROWSEND']._serialized_start=2414
+  _globals['_WRITEROWSEND']._serialized_end=2428
+  _globals['_WRITEROWSHEADER']._serialized_start=2430
+  _globals['_WRITEROWSHEADER']._serialized_end=2555
+  _globals['_WRITEROWSRESPONSE']._serialized_start=2557
+  _globals['_WRITEROWSRESPONSE']._serialized_end=2618
+  _globals['_READROWSREQUEST']._serialized_start=2620
+  _globals['_READROWSREQUEST']._serialized_end=2742
+  _globals['_ROWKEY']._serialized_start=2744
+  _globals['_ROWKEY']._serialized_end=2795
+  _globals['_READROWSRESPONSE']._serialized_start=2797
+  _globals['_READROWSRESPONSE']._serialized_end=2901
+  _globals['_ROW']._serialized_start=2903
+  _globals['_ROW']._serialized_end=2966
+  _globals['_DELETEROWSREQUEST']._serialized_start=2968
+  _globals['_DELETEROWSREQUEST']._serialized_end=3092
+  _globals['_DELETEROWSRESPONSE']._serialized_start=3094
+  _globals['_DELETEROWSRESPONSE']._serialized_end=3136
+  _globals['_PINGREQUEST']._serialized_start=3138
+  _globals['_PINGREQUEST']._serialized_end=3151
+  _globals['_PINGRESPONSE']._serialized_start=3153
+  _globals['_PINGRESPONSE']._serialized_end=3167
+  _globals['_GETFEATUREVECTORSREQUEST']._serialized_start=3170
+  _globals['_GETFEATUREVECTORSREQUEST']._serialized_end=3415
+  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_start=3418
+  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_end=3552
+  _globals['_RENDERFEATUREVECTORSREQUEST']._serialized_start=3555
+  _globals['_RENDERFEATUREVECTORSREQUEST']._serialized_end=3755
+  _globals['_RENDERFEATUREVECTORSRESPONSE']._serialized_start=3758
+  _globals['_RENDERFEATUREVECTORSRESPONSE']._serialized_end=3964
+  _globals['_SERVINGSERVICE']._serialized_start=4056
+  _globals['_SERVINGSERVICE']._serialized_end=5920
 # @@protoc_insertion_point(module_scope)

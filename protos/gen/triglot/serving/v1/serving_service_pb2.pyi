@@ -7,6 +7,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.gen.triglot.serving.v1 import feature_group_pb2 as _feature_group_pb2
@@ -199,6 +200,176 @@ class ListFeatureGroupsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFeatureGroupsResponse: _TypeAlias = ListFeatureGroupsResponse  # noqa: Y015
+
+@_typing.final
+class AppendFeaturesRequest(_message.Message):
+    """See AppendFeatures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_STORE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    feature_store: _builtins.str
+    """Feature store."""
+    name: _builtins.str
+    """Name of the group."""
+    version: _builtins.int
+    """Version of the group."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[_feature_group_pb2.Feature]:
+        """The columns, in their order. At least one."""
+
+    def __init__(
+        self,
+        *,
+        feature_store: _builtins.str = ...,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        features: _abc.Iterable[_feature_group_pb2.Feature] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_store", b"feature_store", "features", b"features", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendFeaturesRequest: _TypeAlias = AppendFeaturesRequest  # noqa: Y015
+
+@_typing.final
+class AppendFeaturesResponse(_message.Message):
+    """See AppendFeatures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def feature_group(self) -> _feature_group_pb2.FeatureGroup:
+        """What exists now."""
+
+    def __init__(
+        self,
+        *,
+        feature_group: _feature_group_pb2.FeatureGroup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feature_group", b"feature_group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_group", b"feature_group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendFeaturesResponse: _TypeAlias = AppendFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class GetFeatureGroupStatisticsRequest(_message.Message):
+    """See GetFeatureGroupStatistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_STORE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    feature_store: _builtins.str
+    """Feature store."""
+    name: _builtins.str
+    """Name of the group."""
+    version: _builtins.int
+    """Version of the group."""
+    days: _builtins.int
+    """How many days to tell of, today included: 1 to 400. Zero: 30."""
+    def __init__(
+        self,
+        *,
+        feature_store: _builtins.str = ...,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "feature_store", b"feature_store", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFeatureGroupStatisticsRequest: _TypeAlias = GetFeatureGroupStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class GetFeatureGroupStatisticsResponse(_message.Message):
+    """See GetFeatureGroupStatistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
+    COUNT_TIME_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows that readers see. Counted at `count_time`, or estimated: see there."""
+    bytes: _builtins.int
+    """Bytes of these rows' keys and values: the average of up to 100 of them, times `rows`. What Redis needs to hold them
+    comes on top.
+    """
+    estimated: _builtins.bool
+    """Redis holds too much to be counted, so a part of it was. A group with a hundredth of all rows is off by a few
+    percent, a smaller one by more.
+    """
+    @_builtins.property
+    def count_time(self) -> _timestamp_pb2.Timestamp:
+        """When rows were counted. They are not counted again for a while (TRIGLOT_SERVING_COUNT_SECONDS)."""
+
+    @_builtins.property
+    def days(self) -> _containers.RepeatedCompositeFieldContainer[Global___DailyUse]:
+        """The days, oldest first, without those on which nothing was read or written."""
+
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        estimated: _builtins.bool = ...,
+        count_time: _timestamp_pb2.Timestamp | None = ...,
+        days: _abc.Iterable[Global___DailyUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["count_time", b"count_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "count_time", b"count_time", "days", b"days", "estimated", b"estimated", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFeatureGroupStatisticsResponse: _TypeAlias = GetFeatureGroupStatisticsResponse  # noqa: Y015
+
+@_typing.final
+class DailyUse(_message.Message):
+    """What was done with a group's rows on one day. Other processes add what they did within seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    ROWS_READ_FIELD_NUMBER: _builtins.int
+    ROWS_WRITTEN_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """The day in UTC, such as 2026-01-31."""
+    rows_read: _builtins.int
+    """Rows that were asked for, there or not, one for each entry of a vector."""
+    rows_written: _builtins.int
+    """Rows that were written by calls that succeeded."""
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        rows_read: _builtins.int = ...,
+        rows_written: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "rows_read", b"rows_read", "rows_written", b"rows_written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DailyUse: _TypeAlias = DailyUse  # noqa: Y015
 
 @_typing.final
 class DeleteFeatureGroupRequest(_message.Message):
@@ -746,6 +917,64 @@ class Row(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Row: _TypeAlias = Row  # noqa: Y015
+
+@_typing.final
+class DeleteRowsRequest(_message.Message):
+    """See DeleteRows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_STORE_FIELD_NUMBER: _builtins.int
+    FEATURE_GROUP_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    feature_store: _builtins.str
+    """Feature store."""
+    feature_group: _builtins.str
+    """Name of the group."""
+    version: _builtins.int
+    """Version of the group."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowKey]:
+        """The keys: values in the order of the group's primary key."""
+
+    def __init__(
+        self,
+        *,
+        feature_store: _builtins.str = ...,
+        feature_group: _builtins.str = ...,
+        version: _builtins.int = ...,
+        keys: _abc.Iterable[Global___RowKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_group", b"feature_group", "feature_store", b"feature_store", "keys", b"keys", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRowsRequest: _TypeAlias = DeleteRowsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteRowsResponse(_message.Message):
+    """See DeleteRows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_DELETED_FIELD_NUMBER: _builtins.int
+    rows_deleted: _builtins.int
+    """How many of the rows were there."""
+    def __init__(
+        self,
+        *,
+        rows_deleted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_deleted", b"rows_deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRowsResponse: _TypeAlias = DeleteRowsResponse  # noqa: Y015
 
 @_typing.final
 class PingRequest(_message.Message):

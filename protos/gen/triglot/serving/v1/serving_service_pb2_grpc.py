@@ -54,6 +54,16 @@ class ServingServiceStub:
                 request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupsRequest.SerializeToString,
                 response_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupsResponse.FromString,
                 _registered_method=True)
+        self.AppendFeatures = channel.unary_unary(
+                '/triglot.serving.v1.ServingService/AppendFeatures',
+                request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.AppendFeaturesRequest.SerializeToString,
+                response_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.AppendFeaturesResponse.FromString,
+                _registered_method=True)
+        self.GetFeatureGroupStatistics = channel.unary_unary(
+                '/triglot.serving.v1.ServingService/GetFeatureGroupStatistics',
+                request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsRequest.SerializeToString,
+                response_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsResponse.FromString,
+                _registered_method=True)
         self.DeleteFeatureGroup = channel.unary_unary(
                 '/triglot.serving.v1.ServingService/DeleteFeatureGroup',
                 request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteFeatureGroupRequest.SerializeToString,
@@ -93,6 +103,11 @@ class ServingServiceStub:
                 '/triglot.serving.v1.ServingService/ReadRows',
                 request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ReadRowsRequest.SerializeToString,
                 response_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ReadRowsResponse.FromString,
+                _registered_method=True)
+        self.DeleteRows = channel.unary_unary(
+                '/triglot.serving.v1.ServingService/DeleteRows',
+                request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteRowsRequest.SerializeToString,
+                response_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteRowsResponse.FromString,
                 _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/triglot.serving.v1.ServingService/Ping',
@@ -136,6 +151,24 @@ class ServingServiceServicer:
 
     def ListFeatureGroups(self, request, context):
         """The feature groups of a store, by name and version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendFeatures(self, request, context):
+        """Adds columns after those that a group has. Rows that are there have null in them until they are written again, and
+        views that select them are made afterwards. Columns that the group has with the same type stay as they are, so the
+        call can be repeated. NOT_FOUND if the group is absent; ALREADY_EXISTS (DEFINITION_CONFLICT), changing nothing, if
+        it has one of the columns with another type.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFeatureGroupStatistics(self, request, context):
+        """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
+        NOT_FOUND if the group is absent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +233,14 @@ class ServingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRows(self, request, context):
+        """Deletes rows of one group by key; keys without a row are fine. What is written later is there again, however old
+        its event time. ABORTED (CONFLICTING_WRITE) if the rows were replaced or deleted by somebody else meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ping(self, request, context):
         """Whether rows can be read right now: Redis is asked. Open to callers without a key. UNAVAILABLE if it does not answer.
         """
@@ -238,6 +279,16 @@ def add_ServingServiceServicer_to_server(servicer, server):
                     servicer.ListFeatureGroups,
                     request_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupsRequest.FromString,
                     response_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupsResponse.SerializeToString,
+            ),
+            'AppendFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendFeatures,
+                    request_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.AppendFeaturesRequest.FromString,
+                    response_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.AppendFeaturesResponse.SerializeToString,
+            ),
+            'GetFeatureGroupStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFeatureGroupStatistics,
+                    request_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsRequest.FromString,
+                    response_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsResponse.SerializeToString,
             ),
             'DeleteFeatureGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteFeatureGroup,
@@ -278,6 +329,11 @@ def add_ServingServiceServicer_to_server(servicer, server):
                     servicer.ReadRows,
                     request_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ReadRowsRequest.FromString,
                     response_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ReadRowsResponse.SerializeToString,
+            ),
+            'DeleteRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRows,
+                    request_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteRowsRequest.FromString,
+                    response_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteRowsResponse.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -380,6 +436,60 @@ class ServingService:
             '/triglot.serving.v1.ServingService/ListFeatureGroups',
             triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupsRequest.SerializeToString,
             triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.serving.v1.ServingService/AppendFeatures',
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.AppendFeaturesRequest.SerializeToString,
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.AppendFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFeatureGroupStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.serving.v1.ServingService/GetFeatureGroupStatistics',
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsRequest.SerializeToString,
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -596,6 +706,33 @@ class ServingService:
             '/triglot.serving.v1.ServingService/ReadRows',
             triglot_dot_serving_dot_v1_dot_serving__service__pb2.ReadRowsRequest.SerializeToString,
             triglot_dot_serving_dot_v1_dot_serving__service__pb2.ReadRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.serving.v1.ServingService/DeleteRows',
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteRowsRequest.SerializeToString,
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

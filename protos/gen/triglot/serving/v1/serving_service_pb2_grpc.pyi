@@ -47,6 +47,16 @@ class ServingServiceStub:
     """One feature group. NOT_FOUND if absent."""
     ListFeatureGroups: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.ListFeatureGroupsRequest, _serving_service_pb2.ListFeatureGroupsResponse]
     """The feature groups of a store, by name and version."""
+    AppendFeatures: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.AppendFeaturesRequest, _serving_service_pb2.AppendFeaturesResponse]
+    """Adds columns after those that a group has. Rows that are there have null in them until they are written again, and
+    views that select them are made afterwards. Columns that the group has with the same type stay as they are, so the
+    call can be repeated. NOT_FOUND if the group is absent; ALREADY_EXISTS (DEFINITION_CONFLICT), changing nothing, if
+    it has one of the columns with another type.
+    """
+    GetFeatureGroupStatistics: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.GetFeatureGroupStatisticsRequest, _serving_service_pb2.GetFeatureGroupStatisticsResponse]
+    """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
+    NOT_FOUND if the group is absent.
+    """
     DeleteFeatureGroup: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.DeleteFeatureGroupRequest, _serving_service_pb2.DeleteFeatureGroupResponse]
     """Deletes a group and its rows. Views that use it stay and answer FEATURE_GROUP_DELETED. NOT_FOUND if absent."""
     CreateFeatureView: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.CreateFeatureViewRequest, _serving_service_pb2.CreateFeatureViewResponse]
@@ -67,6 +77,10 @@ class ServingServiceStub:
     """
     ReadRows: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.ReadRowsRequest, _serving_service_pb2.ReadRowsResponse]
     """Reads rows of one group by key, in the order of the keys."""
+    DeleteRows: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.DeleteRowsRequest, _serving_service_pb2.DeleteRowsResponse]
+    """Deletes rows of one group by key; keys without a row are fine. What is written later is there again, however old
+    its event time. ABORTED (CONFLICTING_WRITE) if the rows were replaced or deleted by somebody else meanwhile.
+    """
     Ping: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.PingRequest, _serving_service_pb2.PingResponse]
     """Whether rows can be read right now: Redis is asked. Open to callers without a key. UNAVAILABLE if it does not answer."""
     GetFeatureVectors: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.GetFeatureVectorsRequest, _serving_service_pb2.GetFeatureVectorsResponse]
@@ -92,6 +106,16 @@ class ServingServiceAsyncStub(ServingServiceStub):
     """One feature group. NOT_FOUND if absent."""
     ListFeatureGroups: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.ListFeatureGroupsRequest, _serving_service_pb2.ListFeatureGroupsResponse]  # type: ignore[assignment]
     """The feature groups of a store, by name and version."""
+    AppendFeatures: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.AppendFeaturesRequest, _serving_service_pb2.AppendFeaturesResponse]  # type: ignore[assignment]
+    """Adds columns after those that a group has. Rows that are there have null in them until they are written again, and
+    views that select them are made afterwards. Columns that the group has with the same type stay as they are, so the
+    call can be repeated. NOT_FOUND if the group is absent; ALREADY_EXISTS (DEFINITION_CONFLICT), changing nothing, if
+    it has one of the columns with another type.
+    """
+    GetFeatureGroupStatistics: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.GetFeatureGroupStatisticsRequest, _serving_service_pb2.GetFeatureGroupStatisticsResponse]  # type: ignore[assignment]
+    """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
+    NOT_FOUND if the group is absent.
+    """
     DeleteFeatureGroup: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.DeleteFeatureGroupRequest, _serving_service_pb2.DeleteFeatureGroupResponse]  # type: ignore[assignment]
     """Deletes a group and its rows. Views that use it stay and answer FEATURE_GROUP_DELETED. NOT_FOUND if absent."""
     CreateFeatureView: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.CreateFeatureViewRequest, _serving_service_pb2.CreateFeatureViewResponse]  # type: ignore[assignment]
@@ -112,6 +136,10 @@ class ServingServiceAsyncStub(ServingServiceStub):
     """
     ReadRows: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.ReadRowsRequest, _serving_service_pb2.ReadRowsResponse]  # type: ignore[assignment]
     """Reads rows of one group by key, in the order of the keys."""
+    DeleteRows: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.DeleteRowsRequest, _serving_service_pb2.DeleteRowsResponse]  # type: ignore[assignment]
+    """Deletes rows of one group by key; keys without a row are fine. What is written later is there again, however old
+    its event time. ABORTED (CONFLICTING_WRITE) if the rows were replaced or deleted by somebody else meanwhile.
+    """
     Ping: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.PingRequest, _serving_service_pb2.PingResponse]  # type: ignore[assignment]
     """Whether rows can be read right now: Redis is asked. Open to callers without a key. UNAVAILABLE if it does not answer."""
     GetFeatureVectors: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.GetFeatureVectorsRequest, _serving_service_pb2.GetFeatureVectorsResponse]  # type: ignore[assignment]
@@ -152,6 +180,28 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_serving_service_pb2.ListFeatureGroupsResponse, _abc.Awaitable[_serving_service_pb2.ListFeatureGroupsResponse]]:
         """The feature groups of a store, by name and version."""
+
+    @_abc_1.abstractmethod
+    def AppendFeatures(
+        self,
+        request: _serving_service_pb2.AppendFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_service_pb2.AppendFeaturesResponse, _abc.Awaitable[_serving_service_pb2.AppendFeaturesResponse]]:
+        """Adds columns after those that a group has. Rows that are there have null in them until they are written again, and
+        views that select them are made afterwards. Columns that the group has with the same type stay as they are, so the
+        call can be repeated. NOT_FOUND if the group is absent; ALREADY_EXISTS (DEFINITION_CONFLICT), changing nothing, if
+        it has one of the columns with another type.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFeatureGroupStatistics(
+        self,
+        request: _serving_service_pb2.GetFeatureGroupStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_service_pb2.GetFeatureGroupStatisticsResponse, _abc.Awaitable[_serving_service_pb2.GetFeatureGroupStatisticsResponse]]:
+        """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
+        NOT_FOUND if the group is absent.
+        """
 
     @_abc_1.abstractmethod
     def DeleteFeatureGroup(
@@ -220,6 +270,16 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_serving_service_pb2.ReadRowsResponse, _abc.Awaitable[_serving_service_pb2.ReadRowsResponse]]:
         """Reads rows of one group by key, in the order of the keys."""
+
+    @_abc_1.abstractmethod
+    def DeleteRows(
+        self,
+        request: _serving_service_pb2.DeleteRowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_service_pb2.DeleteRowsResponse, _abc.Awaitable[_serving_service_pb2.DeleteRowsResponse]]:
+        """Deletes rows of one group by key; keys without a row are fine. What is written later is there again, however old
+        its event time. ABORTED (CONFLICTING_WRITE) if the rows were replaced or deleted by somebody else meanwhile.
+        """
 
     @_abc_1.abstractmethod
     def Ping(

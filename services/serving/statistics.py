@@ -1,0 +1,125 @@
+"""What groups hold and what is done with them, at a cost that does not grow with either."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from chassis import errors
+from chassis.telemetry import log
+from services.serving.catalogue import Catalogue
+from services.serving.definitions import Group
+from services.serving.rows import Rows, Sample
+
+_FLUSH_SECONDS = 10.0
+# Of a thousand keys each.
+_MAX_SCANS = 100
+_NEW_ROWS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Count:
+    """Rows of a group, and bytes of their keys and values."""
+
+    rows: int
+    bytes: int
+    estimated: bool
+    counted_at: datetime
+
+
+class Census:
+    """Counts the rows of all groups in one go, at most once in `every_seconds`, whoever asks."""
+
+    def __init__(self, rows: Rows, every_seconds: float) -> None:
+        self._rows = rows
+        self._every_seconds = every_seconds
+        self._counting = asyncio.Lock()
+        self._sample = Sample({}, {}, whole=True)
+        self._counted_at = datetime.now(UTC)
+        self._counted = float("-inf")
+
+    async def count(self, group: Group) -> Count:
+        """Raises Unavailable if Redis does not answer."""
+        async with self._counting:
+            row_set = group.row_set or 0
+            age = time.monotonic() - self._counted
+            # Rows that an overwrite has shown since then are not in it at all.
+            if age >= self._every_seconds or (row_set not in self._sample.rows and age >= _NEW_ROWS_SECONDS):
+                counted_at, counted = datetime.now(UTC), time.monotonic()
+                self._sample = await self._rows.sample(_MAX_SCANS)
+                self._counted_at, self._counted = counted_at, counted
+            average = await self._rows.average_bytes(self._sample.examples.get(row_set, ()))
+            found = self._sample.rows.get(row_set, 0)
+            return Count(found, round(found * average), not self._sample.whole, self._counted_at)
+
+
+class Usage:
+    """Counts rows read and written by this process, and adds them to the tables from time to time."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._reads: defaultdict[tuple[int, ...], int] = defaultdict(int)
+        self._writes: Counter[int] = Counter()
+        self._flushing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Add to the tables from now on."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Add what is left."""
+        if self._task is not None:
+            async with self._flushing:
+                self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._try_to_flush()
+
+    def read(self, group_ids: tuple[int, ...], rows: int) -> None:
+        """So many rows were read of each of these groups. Every request comes here: it is one addition."""
+        self._reads[group_ids] += rows
+
+    def wrote(self, group_id: int, rows: int) -> None:
+        """So many rows were written."""
+        self._writes[group_id] += rows
+
+    async def days(self, group: Group, days: int) -> list[tuple[date, int, int]]:
+        """Day, rows read and rows written: all that this process did, what others did up to some seconds ago."""
+        await self.flush()
+        return await self._catalogue.usage(group.id, days)
+
+    async def flush(self) -> None:
+        """Add to the tables. What could not be added is kept for the next time."""
+        async with self._flushing:
+            reads, self._reads = self._reads, defaultdict(int)
+            writes, self._writes = self._writes, Counter()
+            try:
+                if reads or writes:
+                    await self._catalogue.add_usage(_by_group(reads), writes)
+            except BaseException:
+                for group_ids, rows in reads.items():
+                    self._reads[group_ids] += rows
+                self._writes.update(writes)
+                raise
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            await self._try_to_flush()
+
+    async def _try_to_flush(self) -> None:
+        try:
+            await self.flush()
+        except errors.TriglotError as error:
+            log.warning("usage is added later", error=error.message)
+
+
+def _by_group(reads: dict[tuple[int, ...], int]) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for group_ids, rows in reads.items():
+        for group_id in group_ids:
+            found[group_id] += rows
+    return found
