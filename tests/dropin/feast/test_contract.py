@@ -25,7 +25,7 @@ The Feast SDK's environment is missing. Make it, from the root of the repository
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

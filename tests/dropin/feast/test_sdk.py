@@ -72,7 +72,7 @@ async def run(*command: str | Path, cwd: Path, **variables: str) -> str:
         env=clean | variables,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

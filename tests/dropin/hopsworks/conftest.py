@@ -63,7 +63,7 @@ def run_client() -> Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]:
             str(PYTHON), str(HERE / script), json.dumps(given), cwd=HERE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(), 100)
+        out, err = await asyncio.wait_for(process.communicate(), 250)
         answers = [line for line in out.decode().splitlines() if line.startswith("ANSWER ")]
         assert answers, err.decode()[-3000:] + out.decode()[-1000:]
         found: dict[str, Any] = json.loads(answers[-1].removeprefix("ANSWER "))

@@ -18,7 +18,7 @@ from alibabacloud_tea_openapi.exceptions import ClientException
 from alibabacloud_tea_openapi.utils_models import Config
 
 POLL_SECONDS = 0.1
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 
 
 def main() -> None:
