@@ -23,6 +23,9 @@ class GatewaySettings(SettingsModel):
         10_000, ge=1, description="Connections, and requests under way, beyond which new requests are answered 503."
     )
     timeout_seconds: float = Field(10.0, gt=0, description="Deadline of the RPC behind an HTTP request.")
+    feast_pages: bool = Field(
+        True, description="Serve Swagger UI, ReDoc and /openapi.json; they are open to callers without a key."
+    )
     hopsworks_api_version: str = Field("0.1.0", description="Version prefix of the Hopsworks routes.")
     hopsworks_validate_passed_features: bool = Field(
         False, description="What Hopsworks' option `validatePassedFeatures` means when a request does not give it."

@@ -383,7 +383,7 @@ async def test_errors_carry_the_sdks_json(services: list[object], registry: Regi
 
 
 async def test_retrievals_are_refused_and_say_why(registry: Registry) -> None:
-    with pytest.raises(errors.FailedPrecondition, match="runs no retrievals"):
+    with pytest.raises(errors.FailedPrecondition, match="runs no retrieval"):
         await registry(registry.feast.GetDatasetData, rpc.GetDatasetDataRequest(name="x"))
 
 

@@ -313,7 +313,7 @@ async def test_without_a_good_key_401(http: httpx2.AsyncClient, shown: str) -> N
 async def test_unknown_paths_and_methods(http: httpx2.AsyncClient) -> None:
     for path in ("/nothing", "http://feast/nothing", "http://feast/api/v2/entities", "/entities/?project=p"):
         assert await get(http, path, 404) == {"detail": "Not Found"}
-    answer = await http.post("/entities?project=p")
+    answer = await http.put("/entities?project=p")
     assert (answer.status_code, answer.json()) == (405, {"detail": "Method Not Allowed"})
 
 

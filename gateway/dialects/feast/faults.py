@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from chassis import errors
 from gateway import credentials
 from gateway.dialect import Metadata
-from gateway.dialects.feast.parameters import BadRequest, MissingQuery
 from gateway.exchange import Answer, Exchange, json_answer
 
 
@@ -30,8 +29,7 @@ _LABELS = {
 
 # Status and error type; the first row that fits.
 _SHAPES: Sequence[tuple[type[errors.TriglotError], int, str]] = (
-    (BadRequest, 400, "HTTPException"),
-    (errors.InvalidArgument, 422, "RequestValidationError"),
+    (errors.InvalidArgument, 422, "ValueError"),
     (errors.Unauthenticated, 401, "HTTPException"),
     (errors.PermissionDenied, 403, "FeastPermissionError"),
     (errors.NotFound, 404, "FeastObjectNotFoundException"),
@@ -45,6 +43,8 @@ _SHAPES: Sequence[tuple[type[errors.TriglotError], int, str]] = (
     (errors.TriglotError, 500, "InternalServerError"),
 )
 _ABOUT_THE_BODY = {"BODY_TOO_LARGE": 413, "BODY_TOO_SLOW": 408}
+# What the gateway finds wrong says so in its metadata; what the registry finds wrong is a ValueError.
+_FOUND_HERE = {"RequestValidationError": 422, "HTTPException": 400}
 # What the real server's framework answers before its own handlers run.
 _BARE = {
     "OPERATION_NOT_FOUND": (404, "Not Found"),
@@ -60,14 +60,18 @@ def render_error(error: errors.TriglotError, exchange: Exchange) -> Answer:
     status, error_type = next((row[1], row[2]) for row in _SHAPES if isinstance(error, row[0]))
     if error.reason in _ABOUT_THE_BODY:
         status, error_type = _ABOUT_THE_BODY[error.reason], "HTTPException"
+    elif error.metadata.get("error_type") in _FOUND_HERE:
+        error_type = error.metadata["error_type"]
+        status = _FOUND_HERE[error_type]
     content = {"status_code": status, "detail": _detail(error), "error_type": error_type}
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     return json_answer(content, status, headers)
 
 
 def _detail(error: errors.TriglotError) -> str | Sequence[object]:
-    if isinstance(error, MissingQuery):
-        return [{"type": "missing", "loc": ["query_params", error.metadata["field"]], "msg": "Field required"}]
+    if "missing" in error.metadata:
+        place = [error.metadata["missing"], error.metadata["field"]]
+        return [{"type": "missing", "loc": place, "msg": "Field required"}]
     if isinstance(error, errors.Unauthenticated):
         return "Invalid or expired access token"
     label, name = _LABELS.get(error.reason), error.metadata.get("name", "")

@@ -5,84 +5,109 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gateway.dialect import Row
-from gateway.dialects.feast import parameters
-from gateway.exchange import Answer, Exchange, json_answer
+from gateway.dialects.feast import parameters, schemas
+from gateway.dialects.feast.routes import Asked, Route
+from gateway.dialects.feast.schemas import Component, Schema, many, record
+from gateway.exchange import Answer, json_answer
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 
-
-def rows(prefix: str, registry: Any) -> Sequence[Row]:
-    """The routes below a prefix."""
-    return (
-        Row(("GET",), f"{prefix}/lineage/registry", "lineage.registry", registry.ListRelationships, _request, _answer),
-        Row(
-            ("GET",),
-            f"{prefix}/lineage/registry/all",
-            "lineage.registry_all",
-            registry.ListRelationships,
-            _all_request,
-            _all_answer,
-        ),
-        Row(
-            ("GET",),
-            f"{prefix}/lineage/objects/{{object_type}}/{{object_name:path}}",
-            "lineage.object",
-            registry.ListObjectRelationships,
-            _object_request,
-            _object_answer,
-        ),
-    )
+_TYPE = parameters.text("filter_object_type", "Only relationships with an object of this type at either end.")
+_NAME = parameters.text("filter_object_name", "Only relationships with an object of this name at either end.")
+_INDIRECT = parameters.flag("include_indirect", "Also relationships by way of a view.")
 
 
-def _all_request(exchange: Exchange) -> rpc.ListRelationshipsRequest:
-    parameters.flag(exchange, "allow_cache")
-    page, limit = parameters.asked_page(exchange) or (0, 0)
-    return rpc.ListRelationshipsRequest(
-        object_type=exchange.parameter("filter_object_type") or "",
-        object_name=exchange.parameter("filter_object_name") or "",
-        page=page,
-        limit=limit,
-        descending=parameters.descending(exchange),
-    )
-
-
-def _request(exchange: Exchange) -> rpc.ListRelationshipsRequest:
-    request = _all_request(exchange)
-    request.project = parameters.required(exchange, "project")
-    return request
-
-
-def _object_request(exchange: Exchange) -> rpc.ListObjectRelationshipsRequest:
-    parameters.flag(exchange, "allow_cache")
-    page, limit = parameters.asked_page(exchange) or (0, 0)
-    return rpc.ListObjectRelationshipsRequest(
-        project=parameters.required(exchange, "project"),
-        object=object_pb2.ObjectReference(
-            type=exchange.path_params["object_type"], name=exchange.path_params["object_name"]
-        ),
-        include_indirect=parameters.flag(exchange, "include_indirect"),
-        page=page,
-        limit=limit,
-    )
-
-
-def _answer(exchange: Exchange, reply: rpc.ListRelationshipsResponse) -> Answer:
-    return json_answer(
+def _lineage(relationship: Component) -> Schema:
+    return record(
         {
-            "relationships": [parameters.relation(each.relationship) for each in reply.relationships],
-            "indirect_relationships": [parameters.relation(each.relationship) for each in reply.indirect_relationships],
-            **_paginations(exchange, reply),
+            "relationships": many(relationship),
+            "indirect_relationships": many(relationship),
+            "relationships_pagination": schemas.PAGINATION,
+            "indirect_relationships_pagination": schemas.PAGINATION,
         }
     )
 
 
-def _all_answer(exchange: Exchange, reply: rpc.ListRelationshipsResponse) -> Answer:
+def routes(registry: Any) -> Sequence[Route]:
+    """The routes of lineage."""
+    page = (parameters.PAGE, parameters.LIMIT)
+    filters = (parameters.ALLOW_CACHE, _TYPE, _NAME, *page, parameters.SORT_ORDER)
+    return (
+        Route(
+            "GET",
+            "/lineage/registry",
+            "lineage.registry",
+            "The lineage of a project.",
+            registry.ListRelationships,
+            _request,
+            _answer,
+            shows=_lineage(schemas.RELATIONSHIP),
+            parameters=(parameters.PROJECT, *filters),
+        ),
+        Route(
+            "GET",
+            "/lineage/registry/all",
+            "lineage.registry_all",
+            "The lineage of all projects.",
+            registry.ListRelationships,
+            _request,
+            _all_answer,
+            shows=_lineage(schemas.RELATIONSHIP_IN_PROJECT),
+            parameters=filters,
+        ),
+        Route(
+            "GET",
+            "/lineage/objects/{object_type}/{object_name:path}",
+            "lineage.object",
+            "The relationships of one object.",
+            registry.ListObjectRelationships,
+            _object_request,
+            _object_answer,
+            shows=record({"relationships": many(schemas.RELATIONSHIP), "pagination": schemas.PAGINATION}),
+            parameters=(parameters.PROJECT, _INDIRECT, parameters.ALLOW_CACHE, *page),
+        ),
+    )
+
+
+def _request(asked: Asked) -> rpc.ListRelationshipsRequest:
+    page, limit = asked.page()
+    return rpc.ListRelationshipsRequest(
+        project=asked.get(parameters.PROJECT, ""),
+        object_type=asked[_TYPE],
+        object_name=asked[_NAME],
+        page=page,
+        limit=limit,
+        descending=asked[parameters.SORT_ORDER] == "desc",
+    )
+
+
+def _object_request(asked: Asked) -> rpc.ListObjectRelationshipsRequest:
+    page, limit = asked.page()
+    return rpc.ListObjectRelationshipsRequest(
+        project=asked[parameters.PROJECT],
+        object=object_pb2.ObjectReference(type=asked.part("object_type"), name=asked.part("object_name")),
+        include_indirect=asked[_INDIRECT],
+        page=page,
+        limit=limit,
+    )
+
+
+def _answer(asked: Asked, reply: rpc.ListRelationshipsResponse) -> Answer:
+    return json_answer(
+        {
+            "relationships": [parameters.relation(each.relationship) for each in reply.relationships],
+            "indirect_relationships": [parameters.relation(each.relationship) for each in reply.indirect_relationships],
+            **_paginations(asked, reply),
+        }
+    )
+
+
+def _all_answer(asked: Asked, reply: rpc.ListRelationshipsResponse) -> Answer:
     return json_answer(
         {
             "relationships": _with_project(reply.relationships),
             "indirect_relationships": _with_project(reply.indirect_relationships),
-            **_paginations(exchange, reply),
+            **_paginations(asked, reply),
         }
     )
 
@@ -91,22 +116,17 @@ def _with_project(found: Iterable[rpc.ProjectRelationship]) -> Sequence[Any]:
     return [parameters.relation(each.relationship) | {"project": each.project} for each in found]
 
 
-def _paginations(exchange: Exchange, reply: rpc.ListRelationshipsResponse) -> dict[str, Any]:
+def _paginations(asked: Asked, reply: rpc.ListRelationshipsResponse) -> dict[str, Any]:
     return {
-        "relationships_pagination": _pagination(exchange, reply.total),
-        "indirect_relationships_pagination": _pagination(exchange, reply.indirect_total),
+        "relationships_pagination": asked.pagination(reply.total),
+        "indirect_relationships_pagination": asked.pagination(reply.indirect_total),
     }
 
 
-def _object_answer(exchange: Exchange, reply: rpc.ListObjectRelationshipsResponse) -> Answer:
+def _object_answer(asked: Asked, reply: rpc.ListObjectRelationshipsResponse) -> Answer:
     return json_answer(
         {
             "relationships": [parameters.relation(each) for each in reply.relationships],
-            "pagination": _pagination(exchange, reply.total),
+            "pagination": asked.pagination(reply.total),
         }
     )
-
-
-def _pagination(exchange: Exchange, total: int) -> dict[str, Any]:
-    page, limit = parameters.asked_page(exchange) or (1, total)
-    return parameters.pagination(page, limit, total)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.dialect import Row
 from gateway.dialects.feast import parameters
-from gateway.exchange import Answer, Exchange, json_answer
+from gateway.dialects.feast.routes import Asked, Route
+from gateway.dialects.feast.schemas import MOMENT, NUMBER, TEXT, Component, Schema, many, record
+from gateway.exchange import Answer, json_answer
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 
 DEFAULT_TAGS = 4
@@ -19,29 +20,79 @@ _COUNTS = {
     "featureViews": "feature_views",
     "featureServices": "feature_services",
 }
+_TAG_LIMIT = parameters.number("limit", "How many tags.", parameters.MAX_LIMIT, DEFAULT_TAGS)
+
+_RESOURCE_COUNTS = Component("ResourceCounts", lambda: record(dict.fromkeys(_COUNTS, NUMBER)))
+_NAMED: Schema = {"name": TEXT, "project": TEXT}
 
 
-def rows(prefix: str, registry: Any) -> Sequence[Row]:
-    """The routes below a prefix."""
-    counts, tags = f"{prefix}/metrics/resource_counts", f"{prefix}/metrics/popular_tags"
+def _counts_schema() -> Schema:
+    newest = {
+        "featureServices": many(record(_NAMED)),
+        "featureServicesTotal": NUMBER,
+        "featureViews": many(record({**_NAMED, "type": TEXT, "featureCount": NUMBER})),
+        "featureViewsTotal": NUMBER,
+        "projects": many(record({"name": TEXT}, {"description": TEXT})),
+        "projectsTotal": NUMBER,
+    }
+    last = {"registryLastUpdated": MOMENT}
+    per_project = {"type": "object", "additionalProperties": _RESOURCE_COUNTS}
+    return {
+        "anyOf": [
+            record({"project": TEXT, "counts": _RESOURCE_COUNTS, **newest}, last),
+            record({"total": _RESOURCE_COUNTS, "perProject": per_project, **newest}, last),
+        ]
+    }
+
+
+_POPULAR_TAG = Component(
+    "PopularTagInfo",
+    lambda: record(
+        {"tag_key": TEXT, "tag_value": TEXT, "feature_views": many(record(_NAMED)), "total_feature_views": NUMBER}
+    ),
+)
+
+
+def routes(registry: Any) -> Sequence[Route]:
+    """The routes of metrics."""
     return (
-        Row(("GET",), counts, "metrics.resource_counts", registry.CountObjects, _count_request, _count_answer),
-        Row(("GET",), tags, "metrics.popular_tags", registry.ListPopularTags, _tags_request, _tags_answer),
+        Route(
+            "GET",
+            "/metrics/resource_counts",
+            "metrics.resource_counts",
+            "How many objects of each kind there are, and what changed last.",
+            registry.CountObjects,
+            lambda asked: rpc.CountObjectsRequest(project=asked[parameters.ANY_PROJECT]),
+            _count_answer,
+            shows=_counts_schema(),
+            parameters=(parameters.ANY_PROJECT, parameters.ALLOW_CACHE),
+        ),
+        Route(
+            "GET",
+            "/metrics/popular_tags",
+            "metrics.popular_tags",
+            "The tags that most feature views have.",
+            registry.ListPopularTags,
+            lambda asked: rpc.ListPopularTagsRequest(project=asked[parameters.ANY_PROJECT], limit=asked[_TAG_LIMIT]),
+            _tags_answer,
+            shows=record(
+                {
+                    "popular_tags": many(_POPULAR_TAG),
+                    "metadata": record({"totalFeatureViews": NUMBER, "totalTags": NUMBER, "limit": NUMBER}),
+                }
+            ),
+            parameters=(parameters.ANY_PROJECT, _TAG_LIMIT, parameters.ALLOW_CACHE),
+        ),
     )
 
 
-def _count_request(exchange: Exchange) -> rpc.CountObjectsRequest:
-    parameters.flag(exchange, "allow_cache")
-    return rpc.CountObjectsRequest(project=exchange.parameter("project") or "")
-
-
-def _count_answer(exchange: Exchange, reply: rpc.CountObjectsResponse) -> Answer:
+def _count_answer(asked: Asked, reply: rpc.CountObjectsResponse) -> Answer:
     """The documented counts, and the real server's lists behind them."""
     per_project = {
         counts.project: {key: getattr(counts, field) for key, field in _COUNTS.items()} for counts in reply.projects
     }
     total = {key: sum(counts[key] for counts in per_project.values()) for key in _COUNTS}
-    one = exchange.parameter("project")
+    one = asked[parameters.ANY_PROJECT]
     shown: dict[str, Any] = (
         {"project": one, "counts": per_project[one]} if one else {"total": total, "perProject": per_project}
     )
@@ -63,16 +114,7 @@ def _count_answer(exchange: Exchange, reply: rpc.CountObjectsResponse) -> Answer
     return json_answer(shown)
 
 
-def _tags_request(exchange: Exchange) -> rpc.ListPopularTagsRequest:
-    parameters.flag(exchange, "allow_cache")
-    return rpc.ListPopularTagsRequest(project=exchange.parameter("project") or "", limit=_tag_limit(exchange))
-
-
-def _tag_limit(exchange: Exchange) -> int:
-    return parameters.whole_number(exchange, "limit", parameters.MAX_LIMIT) or DEFAULT_TAGS
-
-
-def _tags_answer(exchange: Exchange, reply: rpc.ListPopularTagsResponse) -> Answer:
+def _tags_answer(asked: Asked, reply: rpc.ListPopularTagsResponse) -> Answer:
     tags = [
         {
             "tag_key": tag.key,
@@ -85,6 +127,6 @@ def _tags_answer(exchange: Exchange, reply: rpc.ListPopularTagsResponse) -> Answ
     metadata = {
         "totalFeatureViews": reply.total_feature_views,
         "totalTags": reply.total_tags,
-        "limit": _tag_limit(exchange),
+        "limit": asked[_TAG_LIMIT],
     }
     return json_answer({"popular_tags": tags, "metadata": metadata})

@@ -1,92 +1,146 @@
-"""What Feast's routes share: reading query parameters, paging, relationships as JSON."""
+"""Query parameters of Feast's routes: each knows how it is read and how OpenAPI shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from chassis import errors
-from gateway.exchange import Exchange
+from gateway.dialects.feast.schemas import FLAG, MOMENT, TEXT, Schema, many, one_of
 from protos.gen.triglot.registry.v1 import object_pb2
 
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 50
+MAX_NUMBER = 2**31 - 1
 _BOOLEANS = {
     **dict.fromkeys(("true", "1", "yes", "on", "t", "y"), True),
     **dict.fromkeys(("false", "0", "no", "off", "f", "n"), False),
 }
 
+T = TypeVar("T")
 
-class BadRequest(errors.InvalidArgument):
+
+@dataclass(frozen=True, eq=False)
+class Parameter(Generic[T]):
+    """A parameter. `read` gets all the values that were given, perhaps none; it raises InvalidArgument."""
+
+    name: str
+    about: str
+    schema: Schema
+    read: Callable[[Sequence[str]], T]
+    required: bool = False
+
+
+def invalid(name: str, what: str) -> errors.InvalidArgument:
+    """A parameter that is wrong: 422, in the words of a validator."""
+    return errors.InvalidArgument(f"query parameter '{name}': {what}", field=name, error_type="RequestValidationError")
+
+
+def bad_request(text: str, name: str) -> errors.InvalidArgument:
     """What Feast answers with 400 rather than 422."""
+    return errors.InvalidArgument(text, field=name, error_type="HTTPException")
 
 
-class MissingQuery(errors.InvalidArgument):
-    """What Feast answers with a list that names the missing parameter."""
+def text(name: str, about: str) -> Parameter[str]:
+    """Any text; the last one counts; empty if it is not there."""
+    return Parameter(name, about, TEXT, lambda values: values[-1] if values else "")
 
 
-def asked_page(exchange: Exchange) -> tuple[int, int] | None:
-    """Page and limit; either alone brings the other one's default. None if neither was asked for."""
-    page, limit = whole_number(exchange, "page"), whole_number(exchange, "limit", MAX_LIMIT)
-    return (page or 1, limit or DEFAULT_LIMIT) if page or limit else None
+def required(name: str, about: str) -> Parameter[str]:
+    """A text that must be there and not empty."""
+
+    def read(values: Sequence[str]) -> str:
+        if not values or not values[-1]:
+            raise invalid(name, "Field required")
+        return values[-1]
+
+    return Parameter(name, about, {**TEXT, "minLength": 1}, read, required=True)
 
 
-def required(exchange: Exchange, name: str) -> str:
-    """A parameter that must be there and not empty."""
-    value = exchange.parameter(name)
-    if not value:
-        raise errors.InvalidArgument(f"query parameter '{name}': Field required", field=name)
-    return value
+def number(name: str, about: str, most: int = MAX_NUMBER, default: int = 0) -> Parameter[int]:
+    """A whole number from 1 to `most`."""
+
+    def read(values: Sequence[str]) -> int:
+        if not values:
+            return default
+        given = values[-1]
+        value = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else 0
+        if not 1 <= value <= most:
+            raise invalid(name, f"must be a whole number from 1 to {most}")
+        return value
+
+    shown: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": most}
+    return Parameter(name, about, shown | ({"default": default} if default else {}), read)
 
 
-def whole_number(exchange: Exchange, name: str, most: int = 2**31 - 1) -> int:
-    """A parameter from 1 to `most`; 0 if it is not there."""
-    text = exchange.parameter(name)
-    if text is None:
-        return 0
-    value = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else 0
-    if not 1 <= value <= most:
-        raise errors.InvalidArgument(f"query parameter '{name}': must be a whole number from 1 to {most}", field=name)
-    return value
+def flag(name: str, about: str, *, default: bool = False) -> Parameter[bool]:
+    """True or false, in any of the spellings that the real server takes."""
+
+    def read(values: Sequence[str]) -> bool:
+        if not values:
+            return default
+        if values[-1].lower() not in _BOOLEANS:
+            raise invalid(name, "must be true or false")
+        return _BOOLEANS[values[-1].lower()]
+
+    return Parameter(name, about, {**FLAG, "default": default}, read)
 
 
-def flag(exchange: Exchange, name: str) -> bool:
-    """A parameter that is true or false; false if it is not there."""
-    text = exchange.parameter(name)
-    if text is None:
-        return False
-    if text.lower() not in _BOOLEANS:
-        raise errors.InvalidArgument(f"query parameter '{name}': must be true or false", field=name)
-    return _BOOLEANS[text.lower()]
+def choice(name: str, about: str, options: Sequence[str], default: str) -> Parameter[str]:
+    """One of a few words."""
+
+    def read(values: Sequence[str]) -> str:
+        if values and values[-1] not in options:
+            raise invalid(name, f"must be {' or '.join(options)}")
+        return values[-1] if values else default
+
+    return Parameter(name, about, {**one_of(options), "default": default}, read)
 
 
-def descending(exchange: Exchange) -> bool:
-    """Whether `sort_order` asks for the largest first."""
-    text = exchange.parameter("sort_order")
-    if text not in (None, "asc", "desc"):
-        raise errors.InvalidArgument("query parameter 'sort_order': must be asc or desc", field="sort_order")
-    return text == "desc"
-
-
-def tags(exchange: Exchange) -> Mapping[str, str]:
-    """`tags=key:value` or `tags=key=value`, any number of times; the first mark separates."""
+def _tags(values: Sequence[str]) -> Mapping[str, str]:
     found = {}
-    for text in exchange.query.get("tags", ()):
-        places = [place for place in (text.find(":"), text.find("=")) if place > 0]
+    for each in values:
+        places = [place for place in (each.find(":"), each.find("=")) if place > 0]
         if not places:
-            raise errors.InvalidArgument("query parameter 'tags': must be key:value or key=value", field="tags")
-        found[text[: min(places)].strip()] = text[min(places) + 1 :].strip()
+            raise invalid("tags", "must be key:value or key=value")
+        found[each[: min(places)].strip()] = each[min(places) + 1 :].strip()
     return found
 
 
-def moment(text: str) -> datetime:
-    """An ISO 8601 time, UTC unless it says otherwise."""
+def _moment(values: Sequence[str]) -> datetime | None:
+    if not values or not values[-1]:
+        return None
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(values[-1])
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise BadRequest("Invalid updated_since parameter: it must be an ISO 8601 time") from None
+        text = "Invalid updated_since parameter: it must be an ISO 8601 time"
+        raise bad_request(text, "updated_since") from None
+
+
+PROJECT = required("project", "Name of the project.")
+ANY_PROJECT = text("project", "Name of a project. Without it: all projects.")
+ALLOW_CACHE = flag("allow_cache", "Changes nothing: there is no cache that could be old.", default=True)
+INCLUDE_RELATIONSHIPS = flag("include_relationships", "Also answer with relationships, direct and indirect.")
+TAGS = Parameter(
+    "tags", "Only what has this tag, `key:value` or `key=value`. May be given several times.", many(TEXT), _tags
+)
+PAGE = number("page", "Number of the page, from 1. Without page and limit: everything.")
+LIMIT = number("limit", f"Objects on a page; {DEFAULT_LIMIT} if only the page is given.", MAX_LIMIT)
+PAGE_OF_ALL = number("page", "Number of the page, from 1.", default=1)
+LIMIT_OF_ALL = number("limit", "Objects on a page.", MAX_LIMIT, DEFAULT_LIMIT)
+SORT_BY = text(
+    "sort_by",
+    "name, project, created_timestamp, last_updated_timestamp, description, owner, type or feature_view, in snake_case"
+    " or camelCase, also with `spec.` or `meta.` in front. Anything else keeps the usual order.",
+)
+SORT_ORDER = choice("sort_order", "Smallest or largest first.", ("asc", "desc"), "asc")
+UPDATED_SINCE = Parameter("updated_since", "Only what changed at this time or later.", MOMENT, _moment)
+
+PAGING = (PAGE, LIMIT, SORT_BY, SORT_ORDER)
+PAGING_OF_ALL = (PAGE_OF_ALL, LIMIT_OF_ALL, SORT_BY, SORT_ORDER)
 
 
 def pagination(page: int, limit: int, total: int) -> dict[str, Any]:

@@ -5,72 +5,140 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.dialect import Row
-from gateway.dialects.feast import parameters
-from gateway.dialects.feast.parameters import BadRequest, MissingQuery
-from gateway.exchange import Answer, Exchange, json_answer
+from chassis import errors
+from gateway.dialects.feast import parameters, schemas
+from gateway.dialects.feast.parameters import Parameter, bad_request
+from gateway.dialects.feast.routes import Asked, Route
+from gateway.dialects.feast.schemas import NUMBER, TEXT, TEXTS, Component, many, one_of, record
+from gateway.exchange import Answer, json_answer
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 
 _SORTS = ["match_score", "name", "type"]
 _ORDERS = ["asc", "desc"]
+_TYPES = (
+    "entity",
+    "dataSource",
+    "featureView",
+    "labelView",
+    "feature",
+    "label",
+    "featureService",
+    "savedDataset",
+)
 
 
-def rows(prefix: str, registry: Any) -> Sequence[Row]:
-    """The routes below a prefix."""
-    return (Row(("GET",), f"{prefix}/search", "search", registry.SearchObjects, _request, _answer),)
+def _query(values: Sequence[str]) -> str:
+    if not values:
+        # The document shows a list for this one error.
+        raise errors.InvalidArgument(
+            "query parameter 'query': Field required",
+            field="query",
+            error_type="RequestValidationError",
+            missing="query_params",
+        )
+    return values[-1]
 
 
-def _request(exchange: Exchange) -> rpc.SearchObjectsRequest:
-    parameters.flag(exchange, "allow_cache")
-    query = exchange.parameter("query")
-    if query is None:
-        raise MissingQuery("query parameter 'query': Field required", field="query")
-    page, limit = _page(exchange)
-    return rpc.SearchObjectsRequest(
-        query=query,
-        projects=[project for project in exchange.query.get("projects", ()) if project.strip()],
-        tags=parameters.tags(exchange),
-        sort_by=_choice(exchange, "sort_by", _SORTS) or "match_score",
-        ascending=_choice(exchange, "sort_order", _ORDERS) == "asc",
-        page=page,
-        limit=limit,
+def _choice(name: str, about: str, options: Sequence[str], default: str) -> Parameter[str]:
+    def read(values: Sequence[str]) -> str:
+        if values and values[-1] not in options:
+            text = f"Invalid {name} parameter: '{values[-1]}'. Valid options are: {options}"
+            raise bad_request(text, name)
+        return values[-1] if values else default
+
+    return Parameter(name, about, {**one_of(options), "default": default}, read)
+
+
+def _number(name: str, about: str, default: int, most: int) -> Parameter[int]:
+    def read(values: Sequence[str]) -> int:
+        if not values:
+            return default
+        given = values[-1]
+        value = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else 0
+        if value < 1:
+            raise bad_request(f"Invalid {name} parameter: '{given}'. Must be a whole number from 1", name)
+        if value > most:
+            raise bad_request(f"Invalid {name} parameter: '{given}'. Must be less than or equal to {most}", name)
+        return value
+
+    return Parameter(name, about, {"type": "integer", "minimum": 1, "maximum": most, "default": default}, read)
+
+
+_QUERY = Parameter("query", "What to look for; empty finds everything.", TEXT, _query, required=True)
+_PROJECTS = Parameter(
+    "projects",
+    "Only in this project. May be given several times; empty means all.",
+    many(TEXT),
+    lambda values: [project for project in values if project.strip()],
+)
+_PAGE = _number("page", "Number of the page, from 1.", 1, 9_999_999)
+_LIMIT = _number("limit", "Objects on a page.", parameters.DEFAULT_LIMIT, parameters.MAX_LIMIT)
+_SORT_BY = _choice("sort_by", "What to sort by.", _SORTS, "match_score")
+_SORT_ORDER = _choice("sort_order", "Smallest or largest first.", _ORDERS, "desc")
+_RESULT = Component(
+    "SearchResult",
+    lambda: record(
+        {"type": one_of(_TYPES), "name": TEXT, "description": TEXT, "project": TEXT},
+        {"featureView": TEXT, "matched_tags": TEXTS, "match_score": NUMBER},
+    ),
+)
+
+
+def routes(registry: Any) -> Sequence[Route]:
+    """The route of search."""
+    return (
+        Route(
+            "GET",
+            "/search",
+            "search",
+            "Objects of every kind by name, description and tags.",
+            registry.SearchObjects,
+            _request,
+            _answer,
+            shows=record(
+                {
+                    "query": TEXT,
+                    "projects_searched": many(TEXT),
+                    "results": many(_RESULT),
+                    "pagination": schemas.PAGINATION,
+                    "errors": many(TEXT),
+                }
+            ),
+            parameters=(
+                _QUERY,
+                _PROJECTS,
+                parameters.ALLOW_CACHE,
+                parameters.TAGS,
+                _PAGE,
+                _LIMIT,
+                _SORT_BY,
+                _SORT_ORDER,
+            ),
+            errors=(400,),
+        ),
     )
 
 
-def _choice(exchange: Exchange, name: str, options: Sequence[str]) -> str | None:
-    value = exchange.parameter(name)
-    if value is not None and value not in options:
-        raise BadRequest(f"Invalid {name} parameter: '{value}'. Valid options are: {options}", field=name)
-    return value
+def _request(asked: Asked) -> rpc.SearchObjectsRequest:
+    return rpc.SearchObjectsRequest(
+        query=asked[_QUERY],
+        projects=asked[_PROJECTS],
+        tags=asked[parameters.TAGS],
+        sort_by=asked[_SORT_BY],
+        ascending=asked[_SORT_ORDER] == "asc",
+        page=asked[_PAGE],
+        limit=asked[_LIMIT],
+    )
 
 
-def _page(exchange: Exchange) -> tuple[int, int]:
-    most = parameters.MAX_LIMIT
-    page, limit = _number(exchange, "page", 1), _number(exchange, "limit", parameters.DEFAULT_LIMIT)
-    if limit > most:
-        shown = exchange.parameter("limit")
-        raise BadRequest(f"Invalid limit parameter: '{shown}'. Must be less than or equal to {most}", field="limit")
-    return page, limit
-
-
-def _number(exchange: Exchange, name: str, default: int) -> int:
-    text = exchange.parameter(name)
-    if text is None:
-        return default
-    value = int(text) if text.isascii() and text.isdigit() and len(text) <= 7 else 0
-    if value < 1:
-        raise BadRequest(f"Invalid {name} parameter: '{text}'. Must be a whole number from 1", field=name)
-    return value
-
-
-def _answer(exchange: Exchange, reply: rpc.SearchObjectsResponse) -> Answer:
+def _answer(asked: Asked, reply: rpc.SearchObjectsResponse) -> Answer:
     unknown = ", ".join(reply.unknown_projects)
     return json_answer(
         {
-            "query": exchange.parameter("query"),
+            "query": asked[_QUERY],
             "projects_searched": list(reply.projects_searched),
             "results": [_result(found) for found in reply.results],
-            "pagination": parameters.pagination(*_page(exchange), reply.total),
+            "pagination": parameters.pagination(asked[_PAGE], asked[_LIMIT], reply.total),
             "errors": [f"Following projects do not exist: {unknown}"] if unknown else [],
         }
     )
