@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
-from chassis import errors
 from protos.gen.feast.core.DataSource_pb2 import DataSource
 from protos.gen.feast.core.Entity_pb2 import Entity
 from protos.gen.feast.core.FeatureService_pb2 import FeatureService
@@ -207,10 +206,10 @@ class RegistryServicer(RegistryServerServicer):
     async def GetDatasetJobStatus(
         self, request: rpc.GetDatasetJobStatusRequest, context: Any
     ) -> rpc.GetDatasetJobStatusResponse:
-        raise errors.NotFound(f"Dataset job {request.job_id} does not exist")
+        raise checks.retrieval()
 
     async def ListDatasetJobs(self, request: rpc.ListDatasetJobsRequest, context: Any) -> rpc.ListDatasetJobsResponse:
-        return rpc.ListDatasetJobsResponse()
+        raise checks.retrieval()
 
     async def ApplyValidationReference(self, request: rpc.ApplyValidationReferenceRequest, context: Any) -> Empty:
         return await self._apply(kinds.VALIDATION_REFERENCE, request.validation_reference, request.project)
