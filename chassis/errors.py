@@ -137,7 +137,9 @@ class PortInUse(CannotStart):
     """Somebody else listens on our port, or the address is not ours."""
 
     def __init__(self, host: str, port: int) -> None:
-        super().__init__(f"cannot listen on {joined(host, port)}: the port is in use or not allowed")
+        super().__init__(
+            f"cannot listen on {joined(host, port)}: in use, not allowed, or not an address of this machine"
+        )
 
 
 _BY_CODE: dict[grpc.StatusCode, type[TriglotError]] = {
