@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis import errors
 from protos.gen.feast.core.DataSource_pb2 import DataSource
 from protos.gen.triglot.registry.v1 import object_pb2
-from services.registry import kinds
+from services.registry import kinds, visits
 from services.registry.kinds import Kind
 
 # Index entries hold a project, a view and a feature; PostgreSQL takes 2,704 bytes for one entry.
@@ -28,6 +28,7 @@ _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 _MOST_SECONDS = 315_576_000_000
 _SECOND_NANOS = 1_000_000_000
 _PIN = re.compile(r"v(?:ersion)?([0-9]{1,10})", re.IGNORECASE)
+_VISIT_BYTES = {"object": 100, "object_name": 2000, "path": 4000, "method": 20}
 _SEARCH_SORTS = ("", "match_score", "name", "type")
 
 # The fields of the oneofs in ApplyFeatureViewRequest and AnyFeatureView.
@@ -189,11 +190,6 @@ def object_kind(number: int) -> Kind | None:
     return _OBJECT_KINDS[number]
 
 
-def retrieval() -> errors.FailedPrecondition:
-    """What a request gets that would read an offline store."""
-    return errors.FailedPrecondition("Triglot's registry runs no retrievals: use the Feast SDK to make a dataset")
-
-
 def lineage_type(shown: str) -> None:
     """A type of object that lineage knows."""
     if shown not in _LINEAGE_TYPES:
@@ -208,6 +204,28 @@ def search(query: str, sort_by: str) -> None:
         raise errors.InvalidArgument(f"a query has at most {MAX_QUERY_LENGTH} characters", field="query")
     if sort_by not in _SEARCH_SORTS:
         raise errors.InvalidArgument("sort_by must be match_score, name or type", field="sort_by")
+
+
+def retrieval() -> errors.FailedPrecondition:
+    """What a request gets that would read an offline store."""
+    return errors.FailedPrecondition("Triglot's registry runs no retrievals: use the Feast SDK to make a dataset")
+
+
+def visit(request: Any) -> None:
+    """A visit of triglot.registry.v1."""
+    project_name(request.project)
+    if not request.path:
+        raise errors.InvalidArgument("a visit needs a path", field="path")
+    for field, limit in _VISIT_BYTES.items():
+        value = getattr(request, field)
+        if len(value.encode()) > limit or "\0" in value:
+            raise errors.InvalidArgument(f"{field} has at most {limit} bytes and no NUL character", field=field)
+
+
+def visit_sort(sort_by: str) -> None:
+    """How visits are sorted."""
+    if sort_by and sort_by not in visits.SORTS:
+        raise errors.InvalidArgument(f"sort_by must be one of {', '.join(visits.SORTS)}", field="sort_by")
 
 
 def tag_limit(limit: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from chassis.postgres import Database
+from services.registry.access import Access
 from services.registry.kinds import Kind
 from services.registry.queries import QUERIES
 
@@ -35,28 +35,28 @@ class PopularTag:
 class CountStore:
     """Counts that cost the same however much there is to count, and popular tags, which do not."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def tallies(self, projects: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
         """Objects by project and name of their kind; what there is none of is left out."""
         found: dict[str, dict[str, int]] = {}
-        for row in await self._database.fetch(QUERIES.tallies, projects):
+        for row in await self._access.fetch(QUERIES.tallies, projects):
             found.setdefault(row["project"], {})[row["kind"]] = row["objects"]
         return found
 
     async def last_update(self, projects: Sequence[str]) -> datetime | None:
         """When anything in these projects was last written."""
-        moment: datetime | None = await self._database.fetchval(QUERIES.last_update, projects)
+        moment: datetime | None = await self._access.fetchval(QUERIES.last_update, projects)
         return moment
 
     async def newest(self, kinds: Sequence[Kind], limit: int, project: str = "") -> Sequence[Newest]:
         """The objects of some kinds that changed last, newest first, in one project or in all."""
         names = [kind.name for kind in kinds]
         if project:
-            rows = await self._database.fetch(QUERIES.newest_in_project, names, limit, project)
+            rows = await self._access.fetch(QUERIES.newest_in_project, names, limit, project)
         else:
-            rows = await self._database.fetch(QUERIES.newest_anywhere, names, limit)
+            rows = await self._access.fetch(QUERIES.newest_anywhere, names, limit)
         return [Newest(**row) for row in rows]
 
     async def popular_tags(self, projects: Sequence[str], limit: int, views: int) -> tuple[Sequence[PopularTag], int]:
@@ -64,7 +64,7 @@ class CountStore:
 
         Equally popular ones are by key and value, last first, as in Feast.
         """
-        rows = await self._database.fetch(QUERIES.popular_tags, projects, limit, views)
+        rows = await self._access.fetch(QUERIES.popular_tags, projects, limit, views)
         found: dict[tuple[str, str, int], list[tuple[str, str]]] = {}
         for row in rows:
             found.setdefault((row["key"], row["value"], row["views"]), []).append((row["project"], row["name"]))

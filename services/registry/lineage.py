@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chassis.postgres import Database
+from services.registry.access import Access
 from services.registry.kinds import Edge
 from services.registry.queries import QUERIES
 
@@ -21,12 +21,12 @@ class Edges:
 class LineageStore:
     """Reads of lineage."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def projects(self) -> Sequence[str]:
         """The names of all projects, sorted."""
-        return [row["name"] for row in await self._database.fetch(QUERIES.project_names)]
+        return [row["name"] for row in await self._access.fetch(QUERIES.project_names)]
 
     async def page(
         self,
@@ -48,17 +48,44 @@ class LineageStore:
         order = ", ".join(f"{column}{direction}" for column in range(1, 6))
         statement, arguments = f"{query}\nORDER BY {order}", [projects, object_type, object_name]
         if not page:
-            rows = await self._database.fetch(statement, *arguments)
+            rows = await self._access.fetch(statement, *arguments)
             total = len(rows)
         else:
-            total = await self._database.fetchval(f"SELECT count(*) FROM (\n{query}\n) e", *arguments)  # noqa: S608
+            total = await self._access.fetchval(f"SELECT count(*) FROM (\n{query}\n) e", *arguments)  # noqa: S608
             offset = (page - 1) * limit
             rows = (
-                await self._database.fetch(f"{statement} LIMIT $4 OFFSET $5", *arguments, limit, offset)
+                await self._access.fetch(f"{statement} LIMIT $4 OFFSET $5", *arguments, limit, offset)
                 if offset < total
                 else []
             )
         return Edges([(row[0], (row[3], row[4], row[1], row[2])) for row in rows], total)
+
+    async def rendered(
+        self, projects: Sequence[str], *, indirect: bool, page: int, limit: int
+    ) -> Mapping[str, tuple[bytes, int]]:
+        """Edges of projects as JSON arrays, by project, each with how many edges the project has.
+
+        Page and limit 0: all of them; otherwise one page of them all, for a single project.
+        """
+        query = QUERIES.indirect_edges if indirect else QUERIES.direct_edges
+        arguments = [projects, "", ""]
+        # Sorted inside as well, so that an index can give the order.
+        order = "ORDER BY 1, 2, 3, 4, 5" + (" LIMIT $4 OFFSET $5" if page else "")
+        rows = await self._access.fetch(
+            f"{QUERIES.edges_as_json} FROM (\n{query} {order}\n) e GROUP BY e.project",
+            *arguments,
+            *((limit, (page - 1) * limit) if page else ()),
+        )
+        found = {row["project"]: (b"[%b]" % row["content"].encode(), int(row["edges"])) for row in rows}
+        if page:
+            total = await self._access.fetchval(f"SELECT count(*) FROM (\n{query}\n) e", *arguments)  # noqa: S608
+            found = {project: (found.get(project, (b"[]", 0))[0], total) for project in projects}
+        return found
+
+    async def sources_of_entity(self, name: str, project: str, limit: int) -> tuple[Sequence[bytes], int]:
+        """JSON of the data sources behind an entity's views, last changed first, and how many they are in all."""
+        rows = await self._access.fetch(QUERIES.sources_of_entity, project, name, limit)
+        return [row["rendered"] for row in rows], rows[0]["total"] if rows else 0
 
     async def around(
         self, lineage: str, objects: Sequence[tuple[str, str]], *, with_indirect: bool = True
@@ -66,7 +93,7 @@ class LineageStore:
         """Of objects of one lineage type, given as (project, name): their direct, then their indirect edges."""
         projects, names = [each[0] for each in objects], [each[1] for each in objects]
         found: dict[tuple[str, str], dict[Edge, None]] = {}
-        for row in await self._database.fetch(QUERIES.relationships, lineage, projects, names):
+        for row in await self._access.fetch(QUERIES.relationships, lineage, projects, names):
             if with_indirect or not row["indirect"]:
                 edge = (row["source_type"], row["source_name"], row["target_type"], row["target_name"])
                 found.setdefault((row["project"], row["about"]), {})[edge] = None

@@ -25,6 +25,7 @@ _FILTERS = {
     "kind": "o.kind = {}",
     # object_by_name, view_by_name, object_in_parent
     "project": "o.project = {}",
+    "projects": "o.project = ANY({}::text[])",
     # object_tags
     "tags": "o.tags @> {}::jsonb",
     # object_updated
@@ -52,6 +53,9 @@ _FILTERS = {
     "collection": "convert_from(o.rendered, 'UTF8')::jsonb #>> '{{spec,collection}}' = {}",
     # No index: there are few projects.
     "not_tagged": "NOT o.tags @> {}::jsonb",
+    # object_key
+    "project_not_tagged": "NOT EXISTS (SELECT FROM registry.object p WHERE p.project = o.project"
+    " AND p.family = 'project' AND p.parent = '' AND p.name = o.project AND p.tags @> {}::jsonb)",
 }
 # Which filters each kind has besides project and tags.
 _VIEW_FILTERS = frozenset({"entity", "feature", "feature_service", "data_source", "updated_since"})
@@ -79,6 +83,7 @@ class Listing:
 
     kind: Kind | None
     project: str = ""  # empty: all projects
+    projects: Sequence[str] = ()  # not empty: only these
     tags: Mapping[str, str] = field(default_factory=dict)
     # Filters by their names in _FILTERS; empty values do not filter.
     filters: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +91,7 @@ class Listing:
     limit: int = 0
     sort_by: str = ""
     descending: bool = False
-    hide_protected: bool = False
+    hide_protected: bool = False  # leave out protected projects and what is in them
 
     @property
     def paged(self) -> bool:
@@ -101,10 +106,13 @@ def conditions(listing: Listing) -> tuple[str, list[Any]]:
         wanted["kind"] = listing.kind.name
     if listing.project:
         wanted["project"] = listing.project
+    if listing.projects:
+        wanted["projects"] = list(listing.projects)
     if listing.tags:
         wanted["tags"] = orjson.dumps(dict(listing.tags)).decode()
     if listing.hide_protected:
-        wanted["not_tagged"] = orjson.dumps({PROTECTED: "true"}).decode()
+        own = listing.kind is PROJECT
+        wanted["not_tagged" if own else "project_not_tagged"] = orjson.dumps({PROTECTED: "true"}).decode()
     wanted |= _filters(listing)
     parts = [_FILTERS[name].format(f"${number}") for number, name in enumerate(wanted, 1)]
     if listing.kind is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from chassis.auth import open_authenticator
 from chassis.postgres import open_database
@@ -12,6 +12,7 @@ from chassis.settings import Settings
 from protos.gen.feast.registry import RegistryServer_pb2_grpc
 from protos.gen.triglot.registry.v1 import registry_service_pb2_grpc
 from services.registry import sdk_errors
+from services.registry.access import Access
 from services.registry.counts import CountStore
 from services.registry.lineage import LineageStore
 from services.registry.rendered import RenderedServicer
@@ -19,27 +20,31 @@ from services.registry.search import SearchStore
 from services.registry.service import RegistryServicer
 from services.registry.settings import RegistrySettings
 from services.registry.store import RegistryStore
+from services.registry.visits import open_visits
 
 
 @asynccontextmanager
 async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterator[list[Service]]:
     """Open the registry on a migrated database: Feast's own service and ours, side by side."""
-    database = await open_database(settings)
-    try:
-        store, lineage = RegistryStore(database), LineageStore(database)
-        # Any authenticated caller may call everything: Feast's permissions are objects, not actions of a key.
+    async with AsyncExitStack() as closing:
+        database = await open_database(settings)
+        closing.push_async_callback(database.close)
+        visits = await closing.enter_async_context(open_visits(database, own.recent_visits))
+        access = Access(database, strict=own.strict_permissions)
+        store, lineage = RegistryStore(database, access), LineageStore(access)
+        # Any authenticated caller may call everything: what it then may do is Access's business.
         policy = Policy(open_authenticator(settings, database), details=sdk_errors.details)
         yield [
             mount(
                 RegistryServer_pb2_grpc.add_RegistryServerServicer_to_server,
-                RegistryServicer(store, lineage),  # type: ignore[abstract] # what is left out answers UNIMPLEMENTED
+                RegistryServicer(store, lineage, settings.max_message_bytes),
                 policy,
             ),
             mount(
                 registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
-                RenderedServicer(store, lineage, SearchStore(database), CountStore(database), own.max_page),
+                RenderedServicer(
+                    store, lineage, SearchStore(database, access), CountStore(access), visits, max_page=own.max_page
+                ),
                 Policy(policy.authenticator),
             ),
         ]
-    finally:
-        await database.close()

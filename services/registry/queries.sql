@@ -131,9 +131,9 @@ FROM registry.object o WHERE o.project = $1 AND o.family = $2 AND o.parent = $3 
 SELECT o.name, o.kind, o.proto FROM registry.object o
 WHERE o.project = $1 AND o.family = 'featureView' AND o.parent = '' AND o.name = ANY($2::text[]);
 
--- name: get_project
+-- name: get_projects
 -- project_pkey.
-SELECT name, uuid, infra FROM registry.project WHERE name = $1;
+SELECT p.name, p.uuid, p.infra, p.updated FROM registry.project p WHERE p.name = ANY($1::text[]) ORDER BY p.name;
 
 -- name: get_versions
 -- object_key, then version_pkey. $3 is how many, NULL for all, $4 how many to skip. A row without a number comes back for
@@ -240,6 +240,14 @@ WHERE e.project = ANY($1::text[]) AND (
     OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
 )
 
+-- name: edges_as_json
+-- Around one of the two below: the edges of each project as elements of a JSON array, and how many they are.
+SELECT e.project, count(*) AS edges, string_agg(
+    '{"source":{"type":"' || e.source_type || '","name":' || to_json(e.source_name)
+    || '},"target":{"type":"' || e.target_type || '","name":' || to_json(e.target_name) || '}}', ','
+    ORDER BY e.target_type, e.target_name, e.source_type, e.source_name
+) AS content
+
 -- name: indirect_edges
 -- edge_by_project. What the views of a service are made from leads to the service; the entities of a view lead to its
 -- data sources.
@@ -257,6 +265,19 @@ FROM (
 ) e
 WHERE (($2::text = '' OR e.source_type = $2) AND ($3::text = '' OR e.source_name = $3))
     OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
+
+-- name: sources_of_entity
+-- edge_source and edge_target, then object_key. JSON of the data sources of an entity's views, last changed first.
+SELECT o.rendered, count(*) OVER () AS total
+FROM (
+    SELECT DISTINCT d.source_name
+    FROM registry.edge e
+    JOIN registry.edge d ON d.target_type = e.target_type AND d.target_name = e.target_name AND d.project = e.project
+        AND d.source_type = 'dataSource'
+    WHERE e.source_type = 'entity' AND e.source_name = $2 AND e.project = $1
+) s
+JOIN registry.object o ON o.project = $1 AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source_name
+ORDER BY o.updated DESC, o.id DESC LIMIT $3;
 
 -- Search. $1 names the projects, $2 the kinds, $3 is the filter by tags.
 
@@ -360,3 +381,34 @@ CROSS JOIN LATERAL (
     ORDER BY t.updated DESC, t.id DESC LIMIT $3
 ) v
 ORDER BY p.views DESC, p.key DESC, p.value DESC, v.project, v.name;
+
+-- Visits.
+
+-- name: put_visits
+-- project_pkey. Visits to projects that are gone are left out, and no other one goes while it is written.
+INSERT INTO registry.visit (principal, project, object, object_name, path, method, visited)
+SELECT v.principal, v.project, v.object, v.object_name, v.path, v.method, v.visited
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+    AS v (principal, project, object, object_name, path, method, visited)
+JOIN registry.project p ON p.name = v.project
+FOR KEY SHARE OF p;
+
+-- name: trim_visits
+-- visit_newest. Of each principal and project named in arrays the newest $3 stay. What another process is trimming at
+-- this moment is left to it.
+DELETE FROM registry.visit WHERE id IN (
+    SELECT old.id
+    FROM unnest($1::text[], $2::text[]) AS owner (principal, project)
+    CROSS JOIN LATERAL (
+        SELECT v.id FROM registry.visit v
+        WHERE v.principal = owner.principal AND v.project = owner.project
+        ORDER BY v.visited DESC, v.id DESC OFFSET $3
+        FOR UPDATE SKIP LOCKED
+    ) old
+);
+
+-- name: visits
+-- visit_newest. Those of a principal: a few in each project.
+SELECT v.principal, v.project, v.object, v.object_name, v.path, v.method, v.visited
+FROM registry.visit v
+WHERE v.principal = $1 AND ($2::text = '' OR v.project = $2) AND ($3::text = '' OR v.object = $3)

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from chassis import calls
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 from protos.gen.triglot.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
-from services.registry import checks, kinds
+from services.registry import checks, definitions, kinds
 from services.registry.counts import CountStore, Newest, PopularTag
 from services.registry.kinds import Edge
 from services.registry.lineage import Edges, LineageStore
@@ -19,9 +21,21 @@ from services.registry.rendering import row_of
 from services.registry.search import Match, Search, SearchStore
 from services.registry.store import Content, RegistryStore
 from services.registry.views import Version
+from services.registry.visits import Visit, VisitStore
 
 # Lists that come along with counts end here, so that they cost the same in a large registry.
 NEWEST = 100
+# The lists of a project's contents; None is any feature view but a label view.
+_CONTENTS: Mapping[str, kinds.Kind | None] = {
+    "entities": kinds.ENTITY,
+    "data_sources": kinds.DATA_SOURCE,
+    "feature_views": None,
+    "label_views": kinds.LABEL_VIEW,
+    "feature_services": kinds.FEATURE_SERVICE,
+    "features": kinds.FEATURE,
+    "labels": kinds.LABEL,
+    "saved_datasets": kinds.SAVED_DATASET,
+}
 _FEATURE_VIEWS = [kind for kind in kinds.VIEWS if kind is not kinds.LABEL_VIEW]
 
 
@@ -29,9 +43,17 @@ class RenderedServicer(RegistryServiceServicer):
     """Our own view of the registry. A page holds at most `max_page` objects."""
 
     def __init__(
-        self, store: RegistryStore, lineage: LineageStore, search: SearchStore, counts: CountStore, max_page: int
+        self,
+        store: RegistryStore,
+        lineage: LineageStore,
+        search: SearchStore,
+        counts: CountStore,
+        visits: VisitStore,
+        *,
+        max_page: int,
     ) -> None:
         self._store = store
+        self._visits = visits
         self._search = search
         self._counts = counts
         self._lineage = lineage
@@ -54,7 +76,18 @@ class RenderedServicer(RegistryServiceServicer):
         if request.include_relationships:
             for each in await self._relationships([found]):
                 response.relationships.extend(each.relationships)
+        if request.include_details:
+            await self._describe(response, found, request.feature_view)
         return response
+
+    async def _describe(self, response: rpc.GetObjectResponse, found: Content, parent: str) -> None:
+        message: Any = found.kind.message()
+        message.MergeFromString(await self._store.get(found.kind, found.name, found.project, parent))
+        response.definition = definitions.definition(found.kind, message)
+        if found.kind is kinds.ENTITY:
+            sources, total = await self._lineage.sources_of_entity(found.name, found.project, NEWEST)
+            response.data_sources.extend(sources)
+            response.data_sources_total = total
 
     async def ListRelationships(
         self, request: rpc.ListRelationshipsRequest, context: Any
@@ -144,6 +177,73 @@ class RenderedServicer(RegistryServiceServicer):
             total_feature_views=sum(_counts(name, tally).feature_views for name, tally in tallies.items()),
         )
 
+    async def GetProjectContents(
+        self, request: rpc.GetProjectContentsRequest, context: Any
+    ) -> rpc.GetProjectContentsResponse:
+        checks.project_name(request.project)
+        checks.page(request.page, request.limit, self._max_page)
+        (contents,) = await self._contents([request.project], request.page, request.limit)
+        return rpc.GetProjectContentsResponse(contents=contents)
+
+    async def ListProjectContents(
+        self, request: rpc.ListProjectContentsRequest, context: Any
+    ) -> rpc.ListProjectContentsResponse:
+        checks.page(request.page, request.limit, self._max_page)
+        wanted = Listing(kinds.PROJECT, page=request.page, limit=request.limit, hide_protected=True)
+        projects = await self._store.page(wanted, rendered=True)
+        contents = await self._contents([found.name for found in projects.objects])
+        return rpc.ListProjectContentsResponse(projects=contents, total=projects.total)
+
+    async def _contents(self, projects: Sequence[str], page: int = 0, limit: int = 0) -> Sequence[rpc.ProjectContents]:
+        """What some projects hold. A page only of a single one."""
+        shown = {project: rpc.ProjectContents(project=project) for project in projects}
+        if not shown:
+            return ()
+        for field, kind in _CONTENTS.items():
+            listed = await self._store.page(Listing(kind, projects=projects, page=page, limit=limit), rendered=True)
+            for found in listed.objects:
+                getattr(shown[found.project], field).objects.append(found.content)
+            for contents in shown.values():
+                objects = getattr(contents, field)
+                objects.total = listed.total if page else len(objects.objects)
+        for field in ("relationships", "indirect_relationships"):
+            indirect = field == "indirect_relationships"
+            edges = await self._lineage.rendered(projects, indirect=indirect, page=page, limit=limit)
+            for project, contents in shown.items():
+                content, total = edges.get(project, (b"[]", 0))
+                setattr(contents, field, content)
+                setattr(contents, f"{field}_total", total)
+        return list(shown.values())
+
+    async def RecordVisit(self, request: rpc.RecordVisitRequest, context: Any) -> rpc.RecordVisitResponse:
+        checks.visit(request)
+        self._visits.note(
+            Visit(
+                principal=calls.principal().name,
+                project=request.project,
+                object=request.object,
+                object_name=request.object_name,
+                path=request.path,
+                method=request.method,
+                visited=datetime.now(UTC),
+            )
+        )
+        return rpc.RecordVisitResponse()
+
+    async def ListVisits(self, request: rpc.ListVisitsRequest, context: Any) -> rpc.ListVisitsResponse:
+        checks.visit_sort(request.sort_by)
+        checks.page(request.page, request.limit, self._max_page)
+        found, total = await self._visits.visits(
+            calls.principal().name,
+            request.project,
+            request.object,
+            page=request.page,
+            limit=request.limit,
+            sort_by=request.sort_by or "timestamp",
+            descending=request.descending,
+        )
+        return rpc.ListVisitsResponse(visits=map(_visit, found), total=total)
+
     async def ListFeatureViewVersions(
         self, request: rpc.ListFeatureViewVersionsRequest, context: Any
     ) -> rpc.ListFeatureViewVersionsResponse:
@@ -199,6 +299,19 @@ def _listing(request: rpc.ListObjectsRequest) -> Listing:
 def _version(found: Version) -> rpc.FeatureViewVersion:
     shown = rpc.FeatureViewVersion(number=found.number, id=found.id, type=found.kind.name, active=found.active)
     shown.created.FromDatetime(found.created)
+    return shown
+
+
+def _visit(visit: Visit) -> rpc.Visit:
+    shown = rpc.Visit(
+        path=visit.path,
+        project=visit.project,
+        user=visit.principal,
+        object=visit.object,
+        object_name=visit.object_name,
+        method=visit.method,
+    )
+    shown.timestamp.FromDatetime(visit.visited)
     return shown
 
 

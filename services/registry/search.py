@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import orjson
 
 from chassis.postgres import Database
+from services.registry.access import Access
 from services.registry.kinds import BY_NAME, PERMISSION, PROJECT, VALIDATION_REFERENCE
 from services.registry.queries import QUERIES
 
@@ -52,8 +53,9 @@ class Match:
 class SearchStore:
     """Reads for search. Letters are compared in lower case: in names all of them, elsewhere those of ASCII."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, access: Access) -> None:
         self._database = database
+        self._access = access
 
     async def search(self, wanted: Search) -> tuple[Sequence[Match], int]:
         """One page of what was found, and how many objects were found.
@@ -76,9 +78,9 @@ class SearchStore:
             f" ORDER BY {order} LIMIT ${number + 1} OFFSET ${number + 2}"
         )
         offset = (wanted.page - 1) * wanted.limit
-        rows = await self._database.fetch(paged, *arguments, wanted.limit, offset)
+        rows = await self._access.fetch(paged, *arguments, wanted.limit, offset)
         # Behind the last page no row is left to carry the total.
-        counted = rows or (await self._database.fetch(paged, *arguments, 1, 0) if offset else [])
+        counted = rows or (await self._access.fetch(paged, *arguments, 1, 0) if offset else [])
         matches = [
             Match(
                 type=row["type"],
@@ -94,11 +96,12 @@ class SearchStore:
         return matches, counted[0]["total"] if counted else 0
 
     async def _similar(self, query: str, pattern: str, arguments: Sequence[object]) -> Sequence[int]:
+        statement, narrowed = self._access.narrowed(QUERIES.search_similar, (*arguments, query, pattern))
         async with self._database.transaction() as connection:
             await connection.execute(
                 "SELECT set_config('pg_trgm.word_similarity_threshold', $1, true)", WORD_SIMILARITY
             )
-            rows = await connection.fetch(QUERIES.search_similar, *arguments, query, pattern)
+            rows = await connection.fetch(statement, *narrowed)
         return [
             row["id"]
             for row in rows

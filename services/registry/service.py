@@ -1,6 +1,6 @@
 """feast.registry.RegistryServer: what a Feast SDK calls. Each method checks, converts, calls the store and replies.
 
-RPCs that are not here answer UNIMPLEMENTED. `commit` and `allow_cache` change nothing: every write is at once durable
+`commit` and `allow_cache` change nothing: every write is at once durable
 and visible, and there is no cache.
 """
 
@@ -9,10 +9,12 @@ and visible, and there is no cache.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC
 from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
+from chassis import errors
 from protos.gen.feast.core.DataSource_pb2 import DataSource
 from protos.gen.feast.core.Entity_pb2 import Entity
 from protos.gen.feast.core.FeatureService_pb2 import FeatureService
@@ -22,6 +24,7 @@ from protos.gen.feast.core.LabelView_pb2 import LabelView
 from protos.gen.feast.core.OnDemandFeatureView_pb2 import OnDemandFeatureView
 from protos.gen.feast.core.Permission_pb2 import Permission
 from protos.gen.feast.core.Project_pb2 import Project
+from protos.gen.feast.core.Registry_pb2 import Registry
 from protos.gen.feast.core.SavedDataset_pb2 import SavedDataset
 from protos.gen.feast.core.StreamFeatureView_pb2 import StreamFeatureView
 from protos.gen.feast.core.ValidationProfile_pb2 import ValidationReference
@@ -35,13 +38,29 @@ from services.registry.store import Page, RegistryStore
 
 _Response = TypeVar("_Response")
 
+# Where the whole registry's message holds the objects of each kind.
+_REGISTRY_FIELDS = {
+    kinds.PROJECT: "projects",
+    kinds.ENTITY: "entities",
+    kinds.DATA_SOURCE: "data_sources",
+    kinds.FEATURE_VIEW: "feature_views",
+    kinds.STREAM_FEATURE_VIEW: "stream_feature_views",
+    kinds.ON_DEMAND_FEATURE_VIEW: "on_demand_feature_views",
+    kinds.LABEL_VIEW: "label_views",
+    kinds.FEATURE_SERVICE: "feature_services",
+    kinds.SAVED_DATASET: "saved_datasets",
+    kinds.VALIDATION_REFERENCE: "validation_references",
+    kinds.PERMISSION: "permissions",
+}
+
 
 class RegistryServicer(RegistryServerServicer):
     """Feast's registry on our store."""
 
-    def __init__(self, store: RegistryStore, lineage: LineageStore) -> None:
+    def __init__(self, store: RegistryStore, lineage: LineageStore, max_message_bytes: int) -> None:
         self._store = store
         self._lineage = lineage
+        self._max_message_bytes = max_message_bytes
 
     # ---- entities ----
 
@@ -302,14 +321,32 @@ class RegistryServicer(RegistryServerServicer):
         return Empty()
 
     async def GetInfra(self, request: rpc.GetInfraRequest, context: Any) -> Infra:
-        project = await self._store.project(request.project)
-        return Infra.FromString((project and project.infra) or b"")
+        return Infra.FromString(await self._store.infra(request.project))
 
     async def ApplyMaterialization(self, request: rpc.ApplyMaterializationRequest, context: Any) -> Empty:
         checks.texts_and_times(request)
         interval = MaterializationInterval(start_time=request.start_date, end_time=request.end_date)
         await self._store.materialize(request.feature_view.spec.name, request.project, interval)
         return Empty()
+
+    async def Proto(self, request: Empty, context: Any) -> Registry:
+        """Everything but protected projects, with the project in each object, up to the size of a message."""
+        registry = Registry()
+        size = 0
+        async for found in self._store.everything(tuple(_REGISTRY_FIELDS)):
+            size += len(found.content)
+            if size > self._max_message_bytes:
+                raise errors.ResourceExhausted(
+                    f"The whole registry is larger than a message of {self._max_message_bytes} bytes: list it by pages",
+                    reason="ANSWER_TOO_LARGE",
+                    limit_bytes=self._max_message_bytes,
+                )
+            getattr(registry, _REGISTRY_FIELDS[found.kind]).add().MergeFromString(found.content)
+        for project in await self._store.projects([each.spec.name for each in registry.projects]):
+            registry.project_metadata.add(project=project.name, project_uuid=project.uuid)
+            updated = max(registry.last_updated.ToDatetime(UTC), project.updated)
+            registry.last_updated.FromDatetime(updated)
+        return registry
 
     async def Commit(self, request: Empty, context: Any) -> Empty:
         return Empty()

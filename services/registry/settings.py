@@ -13,4 +13,11 @@ class RegistrySettings(SettingsModel):
 
     model_config = SettingsConfigDict(env_prefix="TRIGLOT_REGISTRY_", frozen=True, extra="ignore")
 
+    strict_permissions: bool = Field(
+        False,
+        description="Close projects without permissions, and tell nobody whether what was refused exists.",
+    )
     max_page: int = Field(1000, ge=1, le=10_000, description="Largest page that triglot.registry.v1 answers with.")
+    recent_visits: int = Field(
+        100, ge=1, le=10_000, description="How many visits of each caller to each project are remembered."
+    )

@@ -19,13 +19,16 @@ from google.protobuf.json_format import MessageToDict
 
 from chassis import errors
 from chassis.postgres import Connection
-from protos.gen.feast.core.FeatureView_pb2 import FeatureView, MaterializationInterval
+from protos.gen.feast.core.FeatureView_pb2 import FeatureView, FeatureViewState, MaterializationInterval
 from services.registry import checks
+from services.registry.access import Access
 from services.registry.kinds import BY_NAME, FEATURE_VIEW, LABEL_VIEW, ON_DEMAND_FEATURE_VIEW, STREAM_FEATURE_VIEW, Kind
 from services.registry.queries import QUERIES
 
 # Of more intervals than these the oldest are joined, so that reading a view has a bound.
 KEPT_INTERVALS = 1000
+
+_STATES = {number: f'"{name}"' for name, number in FeatureViewState.items()}
 
 # Fields besides features and entities whose change makes a new version. Where data lies is not one of them.
 _TRANSFORMATION: Mapping[Kind, Sequence[str]] = {
@@ -46,19 +49,6 @@ _TRANSFORMATION: Mapping[Kind, Sequence[str]] = {
 
 def whole_message(kind: Kind, row: asyncpg.Record) -> bytes:
     """A view's message from its row. Protobuf messages are joined by joining their bytes."""
-    meta: bytes = _with_meta(kind, row).SerializeToString()
-    return b"".join((row["content"], meta, row["intervals"] or b""))
-
-
-def whole_json(kind: Kind, row: asyncpg.Record) -> bytes:
-    """A view's JSON from its row."""
-    meta = orjson.dumps(MessageToDict(_with_meta(kind, row))["meta"])
-    if row["intervals"]:
-        meta = meta[:-1] + b',"materializationIntervals":[%b]}' % row["intervals"].encode()
-    return b'%b,"meta":%b}' % (row["content"][:-1], meta)
-
-
-def _with_meta(kind: Kind, row: asyncpg.Record) -> Any:
     view: Any = kind.message()
     view.meta.created_timestamp.FromDatetime(row["created"])
     view.meta.last_updated_timestamp.FromDatetime(row["updated"])
@@ -66,7 +56,25 @@ def _with_meta(kind: Kind, row: asyncpg.Record) -> Any:
         view.meta.state = row["state"]
     if row["version"]:
         view.meta.current_version_number = row["version"]
-    return view
+    return b"".join((row["content"], view.SerializeToString(), row["intervals"] or b""))
+
+
+def whole_json(row: asyncpg.Record) -> bytes:
+    """A view's JSON from its row. Written by hand, because lists are made of it."""
+    meta = f'"createdTimestamp":"{_shown(row["created"])}","lastUpdatedTimestamp":"{_shown(row["updated"])}"'
+    if row["intervals"]:
+        meta += f',"materializationIntervals":[{row["intervals"]}]'
+    if row["version"]:
+        meta += f',"currentVersionNumber":{row["version"]}'
+    if row["state"]:
+        meta += f',"state":{_STATES.get(row["state"], row["state"])}'
+    return b'%b,"meta":{%b}}' % (row["content"][:-1], meta.encode())
+
+
+def _shown(moment: datetime) -> str:
+    """A time as protobuf JSON has it: in UTC, with 0, 3 or 6 digits of a second."""
+    digits = "seconds" if not moment.microsecond else "microseconds" if moment.microsecond % 1000 else "milliseconds"
+    return moment.isoformat(timespec=digits).replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
@@ -87,20 +95,20 @@ class Version:
 
 
 async def versions(
-    connection: Connection, name: str, project: str, page: int, limit: int
-) -> tuple[Sequence[Version], int]:
-    """One page of a view's versions, oldest first, and how many it has. Page 0: all of them. Raises NotFound."""
-    rows = await connection.fetch(QUERIES.get_versions, project, name, limit or None, max(page - 1, 0) * limit)
+    access: Access, name: str, project: str, page: int, limit: int
+) -> tuple[Sequence[Version], int] | None:
+    """One page of a view's versions, oldest first, and how many it has. Page 0: all of them. None: no such view."""
+    rows = await access.fetch(QUERIES.get_versions, project, name, limit or None, max(page - 1, 0) * limit)
     if not rows:
-        raise FEATURE_VIEW.missing(name, project)
+        return None
     return [_version(row) for row in rows if row["number"] is not None], rows[0]["total"]
 
 
-async def version(connection: Connection, name: str, project: str, number: int) -> Version:
-    """One version of a view. Raises NotFound."""
-    row = await connection.fetchrow(QUERIES.get_version, project, name, number)
+async def version(access: Access, name: str, project: str, number: int) -> Version | None:
+    """One version of a view; None: no such view. Raises NotFound for a version that it does not have."""
+    row = await access.fetchrow(QUERIES.get_version, project, name, number)
     if row is None:
-        raise FEATURE_VIEW.missing(name, project)
+        return None
     if row["number"] is None:
         raise errors.NotFound(
             f"Version v{number} of feature view {name} does not exist in project {project}",

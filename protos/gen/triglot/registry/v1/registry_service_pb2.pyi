@@ -1026,7 +1026,9 @@ Global___ListProjectContentsResponse: _TypeAlias = ListProjectContentsResponse  
 
 @_typing.final
 class ProjectContents(_message.Message):
-    """What one project holds. Each list is in the order of ListObjects and ListRelationships."""
+    """What one project holds. Each list is in the order of ListObjects and ListRelationships. Relationships are JSON, as
+    objects are, because there are many of them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1045,6 +1047,10 @@ class ProjectContents(_message.Message):
     INDIRECT_RELATIONSHIPS_TOTAL_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Its name."""
+    relationships: _builtins.bytes
+    """Direct relationships: a JSON array in UTF-8, its elements as Relationship is in protobuf JSON."""
+    indirect_relationships: _builtins.bytes
+    """Indirect relationships, in the same way."""
     relationships_total: _builtins.int
     """Direct relationships on all pages together."""
     indirect_relationships_total: _builtins.int
@@ -1081,14 +1087,6 @@ class ProjectContents(_message.Message):
     def saved_datasets(self) -> Global___ObjectList:
         """Its saved datasets."""
 
-    @_builtins.property
-    def relationships(self) -> _containers.RepeatedCompositeFieldContainer[_object_pb2.Relationship]:
-        """Direct relationships."""
-
-    @_builtins.property
-    def indirect_relationships(self) -> _containers.RepeatedCompositeFieldContainer[_object_pb2.Relationship]:
-        """Indirect relationships."""
-
     def __init__(
         self,
         *,
@@ -1101,8 +1099,8 @@ class ProjectContents(_message.Message):
         features: Global___ObjectList | None = ...,
         labels: Global___ObjectList | None = ...,
         saved_datasets: Global___ObjectList | None = ...,
-        relationships: _abc.Iterable[_object_pb2.Relationship] | None = ...,
-        indirect_relationships: _abc.Iterable[_object_pb2.Relationship] | None = ...,
+        relationships: _builtins.bytes = ...,
+        indirect_relationships: _builtins.bytes = ...,
         relationships_total: _builtins.int = ...,
         indirect_relationships_total: _builtins.int = ...,
     ) -> None: ...
