@@ -76,7 +76,7 @@ class Listener:
                 await self._listen()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 self._complain(repr(error))
-            except errors.Unavailable as error:
+            except errors.TriglotError as error:
                 self._complain(error.message)
             except _NothingHeardError:
                 self._complain("LISTEN is accepted, but nothing is heard: is there a pooler in between?")

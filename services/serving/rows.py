@@ -229,21 +229,24 @@ class Rows:
     async def _scan(self, node: Any, scans: int, examples: dict[int, list[bytes]]) -> tuple[Counter[int], float]:
         """Keys of each row set that were found on a node, and how many there each of them stands for."""
         begins = re.compile(re.escape(self._key_prefix).encode() + rb":([0-9]{1,18}):")
-        found: Counter[int] = Counter()
-        seen, cursor = 0, 0
+        # While Redis grows or shrinks its table it may show a key twice.
+        seen: set[bytes] = set()
+        weight, cursor = 1.0, 0
         for _ in range(scans):
             cursor, keys = await node.execute_command("SCAN", cursor, "COUNT", _SCAN_COUNT)
-            seen += len(keys)
-            for key in keys:
-                if match := begins.match(key):
-                    row_set = int(match[1])
-                    found[row_set] += 1
-                    of_set = examples.setdefault(row_set, [])
-                    if len(of_set) < _EXAMPLES:
-                        of_set.append(key)
+            seen.update(keys)
             if not cursor:
-                return found, 1.0
-        return found, max(1.0, await node.execute_command("DBSIZE") / max(seen, 1))
+                break
+        else:
+            weight = max(1.0, await node.execute_command("DBSIZE") / max(len(seen), 1))
+        found: Counter[int] = Counter()
+        for match in filter(None, map(begins.match, seen)):
+            row_set = int(match[1])
+            found[row_set] += 1
+            of_set = examples.setdefault(row_set, [])
+            if len(of_set) < _EXAMPLES:
+                of_set.append(match.string)
+        return found, weight
 
     async def average_bytes(self, keys: Sequence[bytes]) -> float:
         """Of keys and values of rows."""

@@ -8,14 +8,18 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pyarrow as pa
 import pytest
 
 from chassis import errors
+from chassis.server import GrpcServer
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
+from protos.gen.triglot.serving.v1.serving_service_pb2_grpc import ServingServiceStub
 from protos.gen.triglot.serving.v1.value_pb2 import Value
 from services.serving import arrow_streams
-from tests.serving.conftest import MERGE, Client, arrow_stream
+from tests.conftest import Servers
+from tests.serving.conftest import MERGE, Client, Stack, arrow_stream
 
 Refused = Callable[..., Any]
 LIMIT = 100_000
@@ -107,3 +111,23 @@ async def test_written_by_an_rpc(serving: Client, refused: Refused) -> None:
     keys = [pb.RowKey(values=[Value(int_value=1)])]
     read = pb.ReadRowsRequest(feature_store="demo", feature_group="g", version=1, keys=keys)
     assert (await serving.call("ReadRows", read)).rows[0].values[1].string_value == "old"
+
+
+async def test_what_grpc_compresses_is_bounded_too(stack: Stack, servers: Servers, refused: Refused) -> None:
+    """The way that compressed streams are sent to."""
+    group = await stack.client.group("g", {"id": "bigint", "x": "string"}, ["id"])
+    server = GrpcServer(list(stack.services), host="127.0.0.1", port=0, max_message_bytes=2**20)
+    port = await server.start()
+    try:
+        options = (("grpc.max_send_message_length", -1),)
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{port}", options=options, compression=grpc.Compression.Gzip
+        ) as channel:
+            client = Client(ServingServiceStub(channel), stack.client.metadata)
+            small = arrow_stream(of(pa.array(["0" * 1000] * 500)))
+            assert (await client.write(group, [small])).rows_written == 500
+            large = arrow_stream(of(pa.array(["0" * 1000] * 5000)))
+            with pytest.raises(errors.ResourceExhausted):
+                await client.write(group, [large])
+    finally:
+        await server.stop(0)

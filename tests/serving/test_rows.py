@@ -38,7 +38,7 @@ def logs() -> Iterator[list[dict[str, object]]]:
 
 async def test_writing_without_redis_is_unavailable_and_can_be_tried_again(nobody: int) -> None:
     """Not a group of errors: the worker tries again what is Unavailable, and gives up on what is Internal."""
-    async with redis.asyncio.Redis(port=nobody) as client:
+    async with open_redis(Settings(redis_url=SecretStr(f"redis://127.0.0.1:{nobody}"))) as client:
         with pytest.raises(errors.Unavailable):
             await Rows(client, "test", 100).write([b"1", b"2"], [b"a", b"b"], 0)
 
