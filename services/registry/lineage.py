@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.registry.access import Access
-from services.registry.kinds import Edge
+from services.registry.kinds import BY_NAME, FEATURE, LABEL, PERMISSION, Edge
 from services.registry.queries import QUERIES
+
+# What permissions speak of: features go with their views.
+_COVERED = sorted(BY_NAME.keys() - {FEATURE.name, LABEL.name})
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,17 @@ class LineageStore:
                 else []
             )
         return Edges([(row[0], (row[3], row[4], row[1], row[2])) for row in rows], total)
+
+    async def covered(
+        self, permissions: Sequence[tuple[str, str]], limit: int
+    ) -> Mapping[tuple[str, str], Sequence[Edge]]:
+        """Of permissions, given as (project, name): edges to the objects they speak of, those that changed last."""
+        projects, names = [each[0] for each in permissions], [each[1] for each in permissions]
+        found: dict[tuple[str, str], list[Edge]] = {}
+        for row in await self._access.fetch(QUERIES.covered_by_permissions, projects, names, limit, _COVERED):
+            edge = (PERMISSION.name, row["about"], BY_NAME[row["kind"]].lineage, row["name"])
+            found.setdefault((row["project"], row["about"]), []).append(edge)
+        return found
 
     async def rendered(
         self, projects: Sequence[str], *, indirect: bool, page: int, limit: int

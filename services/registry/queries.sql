@@ -266,6 +266,34 @@ FROM (
 WHERE (($2::text = '' OR e.source_type = $2) AND ($3::text = '' OR e.source_name = $3))
     OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
 
+-- name: covered_by_permissions
+-- object_key, then object_updated. For permissions named in arrays (project, name): the objects that each speaks of, the
+-- $3 that changed last.
+SELECT p.project, p.name AS about, c.kind, c.name
+FROM unnest($1::text[], $2::text[]) w (project, name)
+JOIN registry.object p ON p.project = w.project AND p.family = 'permission' AND p.parent = '' AND p.name = w.name
+CROSS JOIN LATERAL (SELECT convert_from(p.rendered, 'UTF8')::jsonb -> 'spec' AS spec) s
+CROSS JOIN LATERAL (
+    SELECT
+        (SELECT array_agg(t) FROM jsonb_array_elements_text(s.spec -> 'types') t) AS types,
+        (SELECT array_agg('^(?:' || n || ')$') FROM jsonb_array_elements_text(s.spec -> 'namePatterns') n) AS patterns,
+        coalesce(s.spec -> 'requiredTags', '{}') AS tags
+) r
+CROSS JOIN LATERAL (
+    SELECT n.kind, n.name, n.updated, n.id
+    FROM unnest($4::text[]) k (kind)
+    CROSS JOIN LATERAL (
+        SELECT o.kind, o.name, o.updated, o.id FROM registry.object o
+        WHERE o.kind = k.kind AND o.project = p.project
+            AND (r.types IS NULL OR r.types && registry.types_of(o.kind, o.rendered))
+            AND (r.patterns IS NULL OR o.name ~ ANY (r.patterns))
+            AND o.tags @> r.tags
+        ORDER BY o.updated DESC LIMIT $3
+    ) n
+    ORDER BY n.updated DESC, n.id DESC LIMIT $3
+) c
+ORDER BY p.project, p.name, c.kind, c.name;
+
 -- name: sources_of_entity
 -- edge_source and edge_target, then object_key. JSON of the data sources of an entity's views, last changed first.
 SELECT o.rendered, count(*) OVER () AS total

@@ -262,7 +262,12 @@ class RenderedServicer(RegistryServiceServicer):
         if not objects:
             return ()
         keys = [(found.project, found.name) for found in objects]
-        edges = await self._lineage.around(objects[0].kind.lineage, keys)
+        kind = objects[0].kind
+        edges = await (
+            self._lineage.covered(keys, NEWEST)
+            if kind is kinds.PERMISSION
+            else self._lineage.around(kind.lineage, keys)
+        )
         return [
             rpc.ObjectRelationships(project=key[0], name=key[1], relationships=_relationships(edges[key]))
             for key in dict.fromkeys(keys)

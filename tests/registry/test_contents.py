@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from google.protobuf.empty_pb2 import Empty
 
-from chassis import errors
+from chassis import calls, errors
 from chassis.inprocess import InProcessChannel
 from chassis.postgres import Database
+from chassis.principals import Principal
 from chassis.settings import Settings
 from protos.gen.feast.core.OnDemandFeatureView_pb2 import OnDemandFeatureView
+from protos.gen.feast.core.Permission_pb2 import Permission
 from protos.gen.feast.core.Project_pb2 import Project
 from protos.gen.feast.registry import RegistryServer_pb2 as rpc
 from protos.gen.feast.registry.RegistryServer_pb2_grpc import RegistryServerStub
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as own
+from services.registry import kinds, listing
+from services.registry.listing import Listing
 from services.registry.process import open_service
 from services.registry.queries import QUERIES
 from services.registry.settings import RegistrySettings
@@ -27,6 +33,11 @@ from tests.registry.test_lineage import DIRECT, INDIRECT, pairs, small  # noqa: 
 from tests.registry.test_objects import applies, apply_entity, apply_view, source, view
 from tests.registry.test_rest import rides  # noqa: F401 - a fixture
 
+PERMISSION = """
+INSERT INTO registry.object
+    (project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered)
+VALUES ('p1', 'permission', 'permission', 'p', 'p', 'permission', '', '', '{}', now(), now(), '', '{}')
+"""
 LISTS = ("entities", "data_sources", "feature_views", "label_views", "feature_services", "features", "labels")
 
 
@@ -248,6 +259,71 @@ async def test_the_code_of_a_transformation_is_shown_and_not_run(registry: Regis
     assert "_2_rates_ = OnDemandFeatureView(\n    name='2 rates!'," in found
 
 
+# ---- permissions ----
+
+
+def permission(name: str, **spec: Any) -> Permission:
+    return json_format.ParseDict({"spec": {"name": name, "actions": ["DESCRIBE"], **spec}}, Permission())
+
+
+async def allow(registry: Registry, *permissions: Permission) -> None:
+    for each in permissions:
+        request = rpc.ApplyPermissionRequest(permission=each, project="rides")
+        await registry(registry.feast.ApplyPermission, request)
+
+
+@pytest.mark.usefixtures("rides")
+async def test_permissions_relate_to_what_they_speak_of(registry: Registry) -> None:
+    await allow(
+        registry,
+        permission("views", types=["FEATURE_VIEW"]),
+        permission("named", namePatterns=["st.*", "driver"]),
+        permission("tagged", requiredTags={"team": "ml"}),
+        permission("nothing", namePatterns=["fres"], types=["FEATURE_VIEW", "ENTITY"]),
+    )
+    request = own.ListObjectsRequest(
+        kind=object_pb2.OBJECT_KIND_PERMISSION, project="rides", include_relationships=True
+    )
+    listed = await registry(registry.rendered.ListObjects, request)
+    assert {each.name: [target for _, target in pairs(each.relationships)] for each in listed.relationships} == {
+        "named": ["dataSource:stats_source", "entity:driver", "featureView:stats"],
+        "tagged": ["entity:driver"],
+        "views": ["featureView:Alone", "featureView:fresh", "featureView:stats"],
+    }
+    one = own.GetObjectRequest(
+        kind=object_pb2.OBJECT_KIND_PERMISSION, project="rides", name="tagged", include_relationships=True
+    )
+    found = await registry(registry.rendered.GetObject, one)
+    assert pairs(found.relationships) == [("permission:tagged", "entity:driver")]
+
+
+@pytest.mark.usefixtures("rides")
+async def test_whoever_may_read_a_part_gets_that_part(
+    registry: Registry, make_key: Callable[[Principal], Awaitable[str]]
+) -> None:
+    await allow(registry, permission("named", namePatterns=["stats.*"], policy={"roleBasedPolicy": {"roles": ["r"]}}))
+    key = await make_key(Principal("reader", roles=frozenset({"r"})))
+    reader = Registry(registry.feast, registry.rendered, calls.bearer(key))
+    found = await contents(reader, project="rides")
+    assert {field: names(getattr(found, field)) for field in LISTS} == {
+        "entities": [],
+        "data_sources": ["stats_source"],
+        "feature_views": ["stats"],
+        "label_views": [],
+        "feature_services": [],
+        "features": ["conv_rate", "trips"],
+        "labels": [],
+    }
+    whole = await reader(reader.feast.Proto, Empty())
+    assert [each.spec.name for each in whole.feature_views] == ["stats"]
+    assert [each.spec.project for each in whole.entities] == ["other"]
+    with pytest.raises(errors.PermissionDenied):
+        request = own.ListFeatureViewVersionsRequest(project="rides", name="fresh")
+        await reader(reader.rendered.ListFeatureViewVersions, request)
+    with pytest.raises(errors.PermissionDenied):
+        await details(reader, "ENTITY", "driver")
+
+
 # ---- at 20,000 views ----
 
 
@@ -258,6 +334,17 @@ async def test_large_registries_are_read_from_their_indexes(filled: Database) ->
     # A whole project is a quarter of these edges.
     page = f"{QUERIES.edges_as_json} FROM ({QUERIES.direct_edges} ORDER BY 1, 2, 3, 4, 5 LIMIT 10) e GROUP BY e.project"
     assert "edge_by_project" in await explain(filled, page, ["p1"], "", "")
+    await filled.execute(PERMISSION)
+    covered = await explain(
+        filled, QUERIES.covered_by_permissions.rstrip(";"), ["p1"], ["p"], 100, ["entity", "featureView"]
+    )
+    assert "object_updated" in json_names(covered)
+    assert "Seq Scan" not in covered
+    protos, arguments = listing.conditions(Listing(kinds.FEATURE_VIEW, hide_protected=True))
+    plan = await explain(
+        filled, f"{QUERIES.page_of_protos} {protos} ORDER BY o.project, o.sort_name LIMIT 10", *arguments
+    )
+    assert "Seq Scan" not in plan
     versions = await explain(filled, QUERIES.get_versions.rstrip(";"), "p1", "View4", 10, 0)
     assert {"object_key", "version_pkey"} <= set(json_names(versions))
     assert "Seq Scan" not in versions

@@ -183,7 +183,9 @@ class ObjectRelationships(_message.Message):
     """Name of the object."""
     @_builtins.property
     def relationships(self) -> _containers.RepeatedCompositeFieldContainer[_object_pb2.Relationship]:
-        """Direct ones first, then indirect ones, without repetition."""
+        """Direct ones first, then indirect ones, without repetition. A permission's lead from it (type `permission`) to at most
+        100 objects that it speaks of, those that changed last, by kind and name; features go with their views.
+        """
 
     def __init__(
         self,
@@ -263,7 +265,7 @@ class GetObjectResponse(_message.Message):
     """All data sources of views that use the entity."""
     @_builtins.property
     def relationships(self) -> _containers.RepeatedCompositeFieldContainer[_object_pb2.Relationship]:
-        """If asked for: direct ones first, then indirect ones, without repetition."""
+        """If asked for: as in ObjectRelationships."""
 
     @_builtins.property
     def data_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
