@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RequestSource
+from feast.data_source import DataSource
 from feast.errors import FeastError
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.permissions.action import AuthzedAction
+from feast.permissions.action import ALL_ACTIONS, AuthzedAction
 from feast.permissions.permission import Permission
 from feast.permissions.policy import RoleBasedPolicy
 from feast.project import Project
@@ -44,6 +45,7 @@ def scaled(inputs: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame({"scaled": inputs["conv_rate"] * inputs["factor"]})
 
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OBJECTS = [DRIVER, SOURCE, STATS, MODEL, EVERYTHING]
 
 
@@ -172,6 +174,42 @@ def other_objects(store: FeatureStore) -> dict[str, Any]:
     }
 
 
+def guard(store: FeatureStore) -> dict[str, Any]:
+    """Readers may read feature views of drivers and what they are made from; writers may do all with entities."""
+    store.apply([*OBJECTS, Entity(name="customer", join_keys=["customer_id"])])
+    kinds = {"views": [FeatureView], "entities": [Entity], "sources": [DataSource]}
+    for name, types in kinds.items():
+        store.apply(
+            Permission(
+                name=name,
+                types=types,
+                name_patterns=["driver.*"],
+                policy=RoleBasedPolicy(roles=["reader"]),
+                actions=[AuthzedAction.DESCRIBE],
+            )
+        )
+    store.apply(
+        Permission(name="writers", types=[Entity], policy=RoleBasedPolicy(roles=["writer"]), actions=ALL_ACTIONS)
+    )
+    return {"permissions": sorted(each.name for each in store.list_permissions())}
+
+
+def guarded(store: FeatureStore) -> dict[str, Any]:
+    registry, project = store.registry, store.project
+    return {
+        "entities": [each.name for each in store.list_entities()],
+        "views": [each.name for each in store.list_feature_views()],
+        "services": [each.name for each in store.list_feature_services()],
+        "permissions": [each.name for each in store.list_permissions()],
+        "get": raised(store.get_entity, "driver")["class"],
+        "get another": raised(store.get_entity, "customer"),
+        "change": raised(registry.apply_entity, Entity(name="driver", join_keys=["x"]), project),
+        "create": raised(registry.apply_entity, Entity(name="new", join_keys=["x"]), project)["class"],
+        "delete": raised(registry.delete_entity, "customer", project)["class"],
+        "materialize": raised(registry.apply_materialization, STATS, project, NOW, NOW)["class"],
+    }
+
+
 def read(store: FeatureStore) -> dict[str, Any]:
     return {"entities": [each.name for each in store.list_entities()]}
 
@@ -180,7 +218,10 @@ def refused(store: FeatureStore) -> dict[str, Any]:
     return {"list": raised(store.list_entities), "apply": raised(store.registry.apply_entity, DRIVER, store.project)}
 
 
-SCENARIOS = {each.__name__: each for each in (apply_and_read, change_and_delete, fail, other_objects, read, refused)}
+SCENARIOS = {
+    each.__name__: each
+    for each in (apply_and_read, change_and_delete, fail, other_objects, guard, guarded, read, refused)
+}
 
 
 def main(repository: str, scenario: str) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chassis.principals import Principal
 from chassis.server import GrpcServer
 from chassis.settings import Settings
 from services.registry.process import open_service
@@ -165,6 +166,39 @@ async def test_permissions_and_projects(repository: Callable[..., Path]) -> None
         "project": ["rides", "ann"],
         "metadata": [36],
     }
+
+
+async def test_permissions_are_enforced(
+    repository: Callable[..., Path], make_key: Callable[[Principal], Awaitable[str]]
+) -> None:
+    seen = await client(repository(), "guard")
+    assert seen == {"permissions": ["entities", "sources", "views", "writers"]}
+    keys = {role: await make_key(Principal(role, roles=frozenset([role]))) for role in ("reader", "writer", "stranger")}
+    denied = "FeastPermissionError"
+    reader = await client(repository(token=keys["reader"]), "guarded")
+    assert reader.pop("get another") == {
+        "class": denied,
+        "message": "Permission error:\nPermission writers denied execution of ['DESCRIBE'] to Entity:customer: "
+        "Requires roles ['writer']",
+    }
+    assert reader.pop("change")["class"] == denied
+    assert reader == {
+        "entities": ["driver"],
+        "views": ["driver_stats"],
+        "services": [],
+        "permissions": [],
+        "get": "",
+        "create": denied,
+        "delete": denied,
+        "materialize": denied,
+    }
+    writer = await client(repository(token=keys["writer"]), "guarded")
+    assert writer["entities"] == ["customer", "driver"]
+    assert (writer["views"], writer["create"], writer["delete"]) == ([], "", "")
+    stranger = await client(repository(token=keys["stranger"]), "guarded")
+    assert (stranger["entities"], stranger["views"], stranger["get"]) == ([], [], denied)
+    # An administrator is not bound by them.
+    assert sorted((await client(repository(), "read"))["entities"]) == ["driver", "new"]
 
 
 async def test_a_wrong_token_is_refused(repository: Callable[..., Path]) -> None:
