@@ -26,6 +26,10 @@ from chassis.settings import Settings
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+# How long gRPC may take to stop once the calls under way have had their time.
+STOP_SECONDS = 10.0
+
+
 class GrpcServer:
     """Services on one port. `start` once, inside the running loop; then `stop` once."""
 
@@ -77,7 +81,14 @@ class GrpcServer:
         """Report NOT_SERVING, take no new calls, let those under way finish for `drain_seconds`."""
         if self._server is not None:
             await self._health.enter_graceful_shutdown()
-            await self._server.stop(drain_seconds)
+            # gRPC ends every call after the grace; it was once seen not to return when a client had been killed.
+            stopping = asyncio.ensure_future(self._server.stop(drain_seconds))
+            done, _ = await asyncio.wait((stopping,), timeout=drain_seconds + STOP_SECONDS)
+            if done:
+                stopping.result()
+            else:
+                stopping.cancel()
+                telemetry.log.error("gRPC does not stop", port=self._port)
 
 
 @asynccontextmanager
