@@ -11,7 +11,7 @@ ARGS ?=
 
 .PHONY: help run test check install install-dev dropin-environments verify fix clean \
 	verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
-	fix-lint fix-protos fix-docs fix-locks fix-schemas
+	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry
 
 help: ## Print this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -80,10 +80,20 @@ dropin-environments: $(DROPINS:%=.venv-%/.ready) ## Environments of the real cli
 .venv/.dev: .venv/.run requirements-dev.lock
 	@$(PIP) $(BIN)/python $(INSTALL) -r requirements-dev.lock
 	@touch $@
-.venv-%/.ready: tests/dropin/%/requirements.lock
-	@test -x .venv-$*/bin/python || $(PYTHON) -m venv --without-pip .venv-$*
-	@$(PIP) .venv-$*/bin/python $(INSTALL) -r $<
+define environment
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	@$(PIP) $(@D)/bin/python $(INSTALL) -r $<
 	@touch $@
+endef
+.venv-%/.ready: tests/dropin/%/requirements.lock
+	$(environment)
+
+# Feast's own server, as what Triglot's registry is measured beside.
+.venv-feast-bench/.ready: benchmarks/feast/requirements.lock
+	$(environment)
+
+bench-registry: install .venv-feast-bench/.ready ## Triglot's registry beside Feast's (ARGS="--only triglot" and the like)
+	$(BIN)/python -m benchmarks.registry $(ARGS)
 
 clean: ## Remove environments and caches (not the data in .triglot)
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

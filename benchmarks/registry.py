@@ -1,0 +1,490 @@
+"""Triglot's registry beside Feast's own registry server, on one PostgreSQL, in one run.
+
+python -m benchmarks.registry [--sizes 100 2000 20000] [--only triglot] [--quick] [--json [FILE]]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from rich.progress import track
+
+from benchmarks import catalogue, harness
+from benchmarks.harness import ROOT, Contestant, Grpc, Http, Limits, Process, Refused, Sample, Turn, figure, progress
+from protos.gen.feast.core.Registry_pb2 import Registry
+from protos.gen.feast.registry import RegistryServer_pb2 as rpc
+from protos.gen.feast.types.Value_pb2 import ValueType
+from triglot.embedded import EmbeddedPostgres
+
+SIZES = (100, 2_000, 20_000)
+FEAST = ROOT / ".venv-feast-bench" / "bin"
+TRIGLOT = ROOT / ".venv" / "bin" / "triglot"
+_SERVICE = "/feast.registry.RegistryServer/"
+_START_SECONDS = 300.0
+_AT_ONCE = 8
+# Written apart from what is read, so that writing does not make it bigger.
+_SCRATCH = "scratch"
+_CONCURRENT = 8
+
+_FEAST_SETTINGS = """\
+project: {project}
+provider: local
+registry:
+  registry_type: sql
+  path: {url}
+offline_store:
+  type: file
+online_store:
+  type: sqlite
+  path: online.db
+entity_key_serialization_version: 3
+"""
+
+
+# ---- the two products ----
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a contestant is made: a folder and a database of its own, and how long it may take to answer."""
+
+    folder: Path
+    url: str
+    patience_seconds: float
+
+
+@contextmanager
+def triglot(size: int, content: Registry, place: Place) -> Iterator[Contestant]:
+    """`triglot serve registry --rest-api` as it comes, authentication included; filled through its API."""
+    env = harness.clean_environment(TRIGLOT_POSTGRES_URL=place.url, TRIGLOT_HOST="127.0.0.1", TRIGLOT_METRICS_PORT="0")
+    harness.run([TRIGLOT, "migrate"], place.folder, env)
+    key = harness.run([TRIGLOT, "keys", "create", "bench", "--administrator"], place.folder, env).split()[-1]
+    argv: list[str | Path] = [TRIGLOT, "serve", "registry", "--rest-api", "--port=0", "--rest-port=0"]
+    process = Process(argv, place.folder, env, place.folder / "log")
+
+    def ports() -> tuple[int, int] | None:
+        for line in process.log.read_text().splitlines():
+            said = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
+            if said.get("event") == "serving":
+                return said["port"], said["rest_port"]
+        return None
+
+    try:
+        grpc_port, rest_port = process.wait_until(ports, _START_SECONDS)
+        bearer = f"Bearer {key}"
+        contestant = Contestant(
+            "Triglot",
+            size,
+            process,
+            Http(rest_port, {"Authorization": bearer}, place.patience_seconds),
+            Grpc(grpc_port, [("authorization", bearer)], place.patience_seconds),
+        )
+        _apply_all(contestant, content)
+        yield contestant
+        contestant.stop("the run is over")
+    finally:
+        process.stop()
+
+
+def _apply_all(contestant: Contestant, content: Registry) -> None:
+    project = catalogue.PROJECT
+    groups: list[tuple[str, Any, str, Sequence[Any]]] = [
+        ("ApplyEntity", rpc.ApplyEntityRequest, "entity", content.entities),
+        ("ApplyDataSource", rpc.ApplyDataSourceRequest, "data_source", content.data_sources),
+        ("ApplyFeatureView", rpc.ApplyFeatureViewRequest, "feature_view", content.feature_views),
+        ("ApplyFeatureService", rpc.ApplyFeatureServiceRequest, "feature_service", content.feature_services),
+    ]
+    for method, request, field, objects in groups:
+        begin = time.monotonic()
+        calls = [
+            (_SERVICE + method, request(**{field: each}, project=project, commit=True).SerializeToString())
+            for each in objects
+        ]
+        batches = [calls[first : first + _AT_ONCE] for first in range(0, len(calls), _AT_ONCE)]
+        console = harness.progress_console
+        for batch in track(batches, method, console=console, transient=True, disable=not console.is_terminal):
+            contestant.grpc.all(batch)
+        seconds = time.monotonic() - begin
+        progress(f"Triglot: {len(calls):,} x {method}, {_AT_ONCE} at once, in {seconds:.1f} s")
+
+
+@contextmanager
+def feast(size: int, content: Registry, place: Place) -> Iterator[Contestant]:
+    """`feast serve_registry --rest-api` on its SQL registry as it comes, which is without authentication."""
+    url = place.url.replace("postgresql://", "postgresql+psycopg://")
+    settings = _FEAST_SETTINGS.format(project=catalogue.PROJECT, url=url)
+    (place.folder / "feature_store.yaml").write_text(settings)
+    file = place.folder / "registry.pb"
+    file.write_bytes(content.SerializeToString())
+    # Feast would otherwise tell its makers that it is used.
+    env = harness.clean_environment(FEAST_USAGE="False")
+    begin = time.monotonic()
+    harness.run([FEAST / "python", ROOT / "benchmarks" / "feast" / "fill.py", file], place.folder, env)
+    progress(f"Feast: filled in bulk in {time.monotonic() - begin:.1f} s")
+    with harness.reserved_ports(2) as (grpc_port, rest_port):
+        ports = [f"--port={grpc_port}", f"--rest-port={rest_port}"]
+        process = Process(
+            [FEAST / "feast", "serve_registry", "--rest-api", *ports], place.folder, env, place.folder / "log"
+        )
+        http = Http(rest_port, {}, place.patience_seconds)
+
+        def answers() -> bytes | None:
+            try:
+                return http.get("/api/v1/version")
+            except Refused:
+                return None
+
+        try:
+            process.wait_until(answers, _START_SECONDS)
+            contestant = Contestant("Feast", size, process, http, Grpc(grpc_port, (), place.patience_seconds))
+            yield contestant
+            contestant.stop("the run is over")
+        finally:
+            process.stop()
+
+
+PRODUCTS: dict[str, Callable[[int, Registry, Place], Any]] = {"triglot": triglot, "feast": feast}
+
+
+# ---- what is measured ----
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of the result, for each size."""
+
+    title: str
+    turn: Turn
+    goal_ms: float | None = None
+    goal_size: int | None = None  # the size that the goal is for, if not for each
+    flat: bool = False  # whether it should take as long at any size
+    most_calls: int | None = None  # in one turn: writes make the registry bigger
+
+
+def read(path: str, check: Callable[[dict[str, Any], int], bool], **parameters: str | int) -> Turn:
+    """GET that path; `check` says whether the answer, at that size, is what was asked for. Checked once a turn."""
+
+    def turn(contestant: Contestant, limits: Limits) -> list[float]:
+        answers: list[bytes] = []
+
+        def prepare(_: Contestant) -> Callable[[], object]:
+            answers.clear()
+            return lambda: answers.append(contestant.http.get(f"/api/v1{path}", **parameters))
+
+        contestant.http.connect()
+        times = harness.one_by_one(prepare)(contestant, limits)
+        if not check(json.loads(answers[-1]), contestant.size):
+            raise Refused(f"not what was asked for: {answers[-1][:300]!r}")
+        return times
+
+    return turn
+
+
+def apply_view(*, changed: bool) -> Turn:
+    """ApplyFeatureView of a view that is new, or of the first few again, with other types of its features each time."""
+    numbers = itertools.count()
+
+    def prepare(contestant: Contestant) -> Callable[[], object]:
+        number = next(numbers)
+        view = catalogue.feature_view(number % 5 if changed else number, "made", _SCRATCH)
+        if changed:
+            types = (ValueType.FLOAT, ValueType.INT64, ValueType.DOUBLE)
+            for feature in view.spec.features:
+                feature.value_type = types[number // 5 % len(types)]
+        message = rpc.ApplyFeatureViewRequest(feature_view=view, project=_SCRATCH, commit=True).SerializeToString()
+        return lambda: contestant.grpc.call(f"{_SERVICE}ApplyFeatureView", message)
+
+    return harness.one_by_one(prepare)
+
+
+def get_entity(clients: int) -> Turn:
+    """GetEntity by so many clients at once; Feast may answer from its cache."""
+    message = rpc.GetEntityRequest(
+        name=catalogue.ENTITIES[0], project=catalogue.PROJECT, allow_cache=True
+    ).SerializeToString()
+    return lambda contestant, limits: contestant.grpc.storm(
+        f"{_SERVICE}GetEntity", message, clients, limits.turn_seconds
+    )
+
+
+PROJECT = catalogue.PROJECT
+ONE_CLIENT = Operation("GetEntity, gRPC, 1 client", get_entity(1), goal_ms=1, flat=True)
+ALL_CLIENTS = Operation(f"GetEntity, gRPC, {_CONCURRENT} clients", get_entity(_CONCURRENT), flat=True)
+LINEAGE = Operation(
+    "lineage/complete",
+    read("/lineage/complete", lambda found, size: found["project"] == PROJECT, project=PROJECT),
+    goal_ms=400,
+    goal_size=2_000,
+)
+# What takes longest comes last: who does not answer stays out of what follows.
+OPERATIONS = (
+    ONE_CLIENT,
+    ALL_CLIENTS,
+    Operation(
+        "entities/{name}",
+        read(
+            f"/entities/{catalogue.ENTITIES[0]}",
+            lambda found, size: found["spec"]["name"] == catalogue.ENTITIES[0],
+            project=PROJECT,
+        ),
+        goal_ms=15,
+        flat=True,
+    ),
+    Operation("ApplyFeatureView, new", apply_view(changed=False), goal_ms=8, flat=True, most_calls=5),
+    Operation("ApplyFeatureView, other types", apply_view(changed=True), goal_ms=8, flat=True, most_calls=5),
+    Operation(
+        "metrics/resource_counts",
+        read(
+            "/metrics/resource_counts",
+            lambda found, size: found["counts"]["featureViews"] == size,
+            project=PROJECT,
+        ),
+        goal_ms=15,
+        flat=True,
+    ),
+    Operation(
+        "search, 96 matches",
+        read(
+            "/search",
+            lambda found, size: len(found["results"]) >= 96,
+            query=catalogue.RARE,
+            projects=PROJECT,
+            page=1,
+            limit=100,
+        ),
+        goal_ms=15,
+        flat=True,
+    ),
+    Operation(
+        "feature_views, page of 10 with relationships",
+        read(
+            "/feature_views",
+            lambda found, size: len(found["featureViews"]) == 10,
+            project=PROJECT,
+            page=1,
+            limit=10,
+            include_relationships="true",
+        ),
+        goal_ms=15,
+        flat=True,
+    ),
+)
+
+Results = dict[Operation, dict[Contestant, Sample]]
+
+
+def measure(operations: Sequence[Operation], contestants: Sequence[Contestant], limits: Limits) -> Results:
+    results: Results = {}
+    for operation in operations:
+        progress(f"{operation.title} ...")
+        calls = min(limits.turn_calls, operation.most_calls or limits.turn_calls)
+        results[operation] = harness.compare(contestants, operation.turn, replace(limits, turn_calls=calls))
+    return results
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a server's processes, in MiB: before lineage/complete was asked for, the most, and after."""
+
+    before: float
+    peak: float
+    after: float
+
+
+def measure_lineage(contestants: Sequence[Contestant], limits: Limits) -> tuple[Results, dict[Contestant, Memory]]:
+    """lineage/complete, and what it does to a server's memory."""
+    running = [each for each in contestants if not each.stopped]
+    before = {}
+    for each in running:
+        before[each] = each.process.memory_mib()
+        each.process.forget_peak()
+    results = measure([LINEAGE], contestants, limits)
+    memory = {
+        each: Memory(before[each], each.process.memory_mib("VmHWM"), each.process.memory_mib())
+        for each in running
+        if not each.stopped
+    }
+    return results, memory
+
+
+# ---- the output ----
+
+
+def report(results: Results, memory: dict[Contestant, Memory], sizes: Sequence[int]) -> None:
+    _report_pairs(results, sizes)
+    _report_throughput(results)
+    if len(sizes) > 1:
+        _report_flatness(results, sizes)
+    harness.table(
+        "Resident memory of the server's processes around lineage/complete, MiB",
+        ["views", "server", "before", "peak", "after"],
+        [
+            [f"{each.size:,}", each.product, *(figure(mib) for mib in (found.before, found.peak, found.after))]
+            for each, found in memory.items()
+        ],
+    )
+    for operation, samples in results.items():
+        for contestant, sample in samples.items():
+            if sample.note:
+                print(f"{operation.title}: {contestant.product} at {contestant.size:,} views: {sample.note}")
+
+
+def _report_pairs(results: Results, sizes: Sequence[int]) -> None:
+    rows = []
+    for operation, samples in results.items():
+        for size in sizes:
+            found = {each.product: sample for each, sample in samples.items() if each.size == size}
+            ours, theirs = found.get("Triglot", Sample()), found.get("Feast", Sample())
+            ratio = theirs.median_ms / ours.median_ms if theirs.median_ms and ours.median_ms else None
+            goal = operation.goal_ms if operation.goal_size in {None, size} else None
+            reached = "" if goal is None or ours.median_ms is None else " yes" if ours.median_ms < goal else " NO"
+            rows.append(
+                [
+                    operation.title,
+                    f"{size:,}",
+                    *(text for each in (ours, theirs) for text in _cells(each)),
+                    figure(ratio, "x"),
+                    (f"< {goal:g}" if goal else "") + reached,
+                ]
+            )
+    cells = ("n", "fastest", "median", "p95")
+    columns = ["milliseconds", "views", *(f"{each}\n{cell}" for each in ("Triglot", "Feast") for cell in cells)]
+    columns += ["ratio of\nmedians", "goal"]
+    harness.table("Triglot and Feast, interleaved", columns, rows)
+
+
+def _cells(sample: Sample) -> tuple[str, ...]:
+    return (str(len(sample.times) or "-"), *map(figure, (sample.fastest_ms, sample.median_ms, sample.p95_ms)))
+
+
+def _report_throughput(results: Results) -> None:
+    rows = []
+    for one, sample in results[ONE_CLIENT].items():
+        alone, together = sample.rate, results[ALL_CLIENTS][one].rate
+        gain = together / alone if alone and together else None
+        rows.append([f"{one.size:,}", one.product, figure(alone), figure(together), figure(gain, "x")])
+    columns = ["views", "server", "1 client", f"{_CONCURRENT} clients", "gain"]
+    harness.table("GetEntity over gRPC, calls a second", columns, rows)
+
+
+def _report_flatness(results: Results, sizes: Sequence[int]) -> None:
+    rows = []
+    for operation, samples in results.items():
+        found = {each.size: sample.median_ms for each, sample in samples.items() if each.product == "Triglot"}
+        first, last = found.get(sizes[0]), found.get(sizes[-1])
+        ratio = last / first if first and last else None
+        goal = "" if ratio is None or not operation.flat else "<= 2 yes" if ratio <= 2 else "<= 2 NO"
+        rows.append([operation.title, *(figure(found.get(size)) for size in sizes), figure(ratio, "x"), goal])
+    columns = ["median ms", *(f"{size:,}" for size in sizes), f"{sizes[-1]:,} / {sizes[0]:,}", "goal"]
+    harness.table("Triglot by the number of views", columns, rows)
+
+
+def as_json(about: dict[str, str], results: Results, memory: dict[Contestant, Memory]) -> dict[str, Any]:
+    return {
+        "machine": about,
+        "operations": [
+            {
+                "operation": operation.title,
+                "product": contestant.product,
+                "views": contestant.size,
+                "n": len(sample.times),
+                "fastest_ms": sample.fastest_ms,
+                "median_ms": sample.median_ms,
+                "p95_ms": sample.p95_ms,
+                "calls_per_second": sample.rate,
+                "note": sample.note,
+            }
+            for operation, samples in results.items()
+            for contestant, sample in samples.items()
+        ],
+        "lineage_memory_mib": [
+            {"product": each.product, "views": each.size, **vars(found)} for each, found in memory.items()
+        ],
+    }
+
+
+# ---- the run ----
+
+
+async def _create_databases(url: str, names: Sequence[str]) -> None:
+    connection = await asyncpg.connect(url)
+    for name in names:
+        await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+
+
+async def _settle(url: str) -> str:
+    """VACUUM ANALYZE, which autovacuum would do at some moment of the run. PostgreSQL's version."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("VACUUM (ANALYZE)")
+    version: str = await connection.fetchval("SHOW server_version")
+    await connection.close()
+    return version
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    sizes = (10, 20) if options.quick else tuple(sorted(set(options.sizes)))
+    limits = Limits(2, 0.02, 3, 10) if options.quick else Limits(10, 0.5, 30, options.budget)
+    products = [options.only] if options.only else list(PRODUCTS)
+    if "feast" in products and not (FEAST / "feast").exists():
+        raise SystemExit("Feast's environment is missing: start this by `make bench-registry`, or with --only triglot")
+    about = harness.machine()
+    with ExitStack() as closing:
+        folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="triglot-bench-")))
+        postgres = EmbeddedPostgres(folder / "data")
+        closing.callback(postgres.destroy)
+        url = postgres.start()
+        asyncio.run(_create_databases(url, [f"{product}_{size}" for size in sizes for product in products]))
+        contestants = []
+        for size in sizes:
+            content = catalogue.registry(size)
+            for product in products:
+                own = folder / f"{product}-{size}"
+                own.mkdir()
+                progress(f"{product} with {size:,} views of 10 features ...")
+                place = Place(own, f"{url.rpartition('/')[0]}/{product}_{size}", options.patience)
+                contestants.append(closing.enter_context(PRODUCTS[product](size, content, place)))
+                about["postgresql"] = asyncio.run(_settle(place.url))
+        results = measure(OPERATIONS, contestants, limits)
+        lineage, memory = measure_lineage(contestants, limits)
+        results |= lineage
+    about["load afterwards"] = harness.machine()["load"]
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    report(results, memory, sizes)
+    if options.json:
+        harness.write_results(options.json, as_json(about, results, memory))
+        progress(f"written: {options.json}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.registry", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="views in the registry")
+    parser.add_argument("--only", choices=list(PRODUCTS), help="leave the other product out")
+    parser.add_argument("--quick", action="store_true", help="tiny: shows that it works, not how fast it is")
+    parser.add_argument("--budget", type=float, default=40, metavar="S", help="seconds for one row of one server")
+    parser.add_argument("--patience", type=float, default=150, metavar="S", help="seconds that one call may take")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=harness.results_file("registry"),
+        metavar="FILE",
+        help="write the figures there too, or to benchmarks/results/registry-TIME.json",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
