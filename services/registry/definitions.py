@@ -103,8 +103,7 @@ def _on_demand_view(spec: Any) -> str:
 
 
 def _feature(spec: Any) -> str:
-    imports = ["from feast import Field", f"from feast.types import {spec.type.partition('(')[0]}"]
-    return _source(imports, "Field", spec, [("dtype", spec.type)])
+    return _source(["from feast import Field", *_imports({spec.type})], "Field", spec, [("dtype", spec.type)])
 
 
 def _feature_service(spec: Any) -> str:
@@ -171,7 +170,11 @@ def _fields(columns: Iterable[Any]) -> str:
 
 def _types(columns: Iterable[Any]) -> list[str]:
     """The import of the columns' types."""
-    names = {word for column in columns for word in re.findall(r"\w+", type_name(column.value_type))}
+    return _imports({type_name(column.value_type) for column in columns})
+
+
+def _imports(types: Iterable[str]) -> list[str]:
+    names = {word for each in types for word in re.findall(r"\w+", each)}
     return [f"from feast.types import {', '.join(sorted(names))}"] if names else []
 
 

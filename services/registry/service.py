@@ -9,6 +9,7 @@ and visible, and there is no cache.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import aclosing
 from datetime import UTC
 from typing import Any, TypeVar
 
@@ -333,15 +334,16 @@ class RegistryServicer(RegistryServerServicer):
         """Everything but protected projects, with the project in each object, up to the size of a message."""
         registry = Registry()
         size = 0
-        async for found in self._store.everything(tuple(_REGISTRY_FIELDS)):
-            size += len(found.content)
-            if size > self._max_message_bytes:
-                raise errors.ResourceExhausted(
-                    f"The whole registry is larger than a message of {self._max_message_bytes} bytes: list it by pages",
-                    reason="ANSWER_TOO_LARGE",
-                    limit_bytes=self._max_message_bytes,
-                )
-            getattr(registry, _REGISTRY_FIELDS[found.kind]).add().MergeFromString(found.content)
+        async with aclosing(self._store.everything(tuple(_REGISTRY_FIELDS))) as everything:
+            async for found in everything:
+                size += len(found.content)
+                if size > self._max_message_bytes:
+                    raise errors.ResourceExhausted(
+                        f"The registry is larger than a message of {self._max_message_bytes} bytes: list it by pages",
+                        reason="ANSWER_TOO_LARGE",
+                        limit_bytes=self._max_message_bytes,
+                    )
+                getattr(registry, _REGISTRY_FIELDS[found.kind]).add().MergeFromString(found.content)
         for project in await self._store.projects([each.spec.name for each in registry.projects]):
             registry.project_metadata.add(project=project.name, project_uuid=project.uuid)
             updated = max(registry.last_updated.ToDatetime(UTC), project.updated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -222,7 +222,7 @@ class RegistryStore:
         rows = await self._access.fetch(statement, *arguments, wanted.limit, offset) if offset < total else []
         return Page(_contents(rows, rendered), total)
 
-    async def everything(self, wanted: Sequence[Kind]) -> AsyncIterator[Content]:
+    async def everything(self, wanted: Sequence[Kind]) -> AsyncGenerator[Content]:
         """The messages of all objects of some kinds, as they were at one moment, but those of protected projects.
 
         They are read as they are consumed, so that only some of them are in memory.

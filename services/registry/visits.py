@@ -87,8 +87,8 @@ class VisitStore:
                 async with self._database.transaction() as connection:
                     await connection.execute(QUERIES.put_visits, *zip(*map(astuple, batch), strict=True))
                     await connection.execute(QUERIES.trim_visits, *zip(*owners, strict=True), self._kept)
-            except errors.Unavailable:
-                self._waiting.extendleft(reversed(batch))
+            except (errors.Unavailable, asyncio.CancelledError):
+                self._waiting = deque((*batch, *self._waiting), maxlen=MAX_WAITING)
                 raise
 
     async def keep_flushing(self) -> None:
@@ -101,8 +101,8 @@ class VisitStore:
                 await self.flush()
             except errors.Unavailable:
                 self._noted.set()
-            except errors.TriglotError as error:
-                log.error("visits were not written", error=error.message)
+            except Exception:
+                log.exception("visits were not written")
 
 
 @asynccontextmanager
