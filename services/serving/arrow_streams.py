@@ -138,7 +138,8 @@ def _is_plain(type_: pa.DataType) -> bool:
         return any(test(type_) for test in lists) and all(
             _is_plain(type_.field(index).type) for index in range(type_.num_fields)
         )
-    return not (_is_view(type_) or _types.is_dictionary(type_) or _types.is_run_end_encoded(type_))
+    shared = _is_view(type_) or _types.is_dictionary(type_) or _types.is_run_end_encoded(type_)
+    return not (shared or isinstance(type_, pa.BaseExtensionType))
 
 
 def _is_view(type_: pa.DataType) -> bool:
@@ -153,7 +154,7 @@ def _opened_bytes(column: pa.Array) -> int:
     if _types.is_nested(values.type):
         raise ValueError(f"a dictionary of {values.type}")
     if not _is_text(values.type):
-        return len(column) * values.type.bit_width // 8 if values.type.id != pa.null().id else 0
+        return len(column) * values.type.bit_width // 8 if not _types.is_null(values.type) else 0
     return pc.sum(pc.binary_length(values).cast(pa.int64()).take(column.indices)).as_py() or 0
 
 
@@ -167,5 +168,5 @@ def _view_lengths(column: pa.Array) -> np.ndarray:
     views = column.buffers()[1]
     if views is None:
         return np.empty(0, np.int64)
-    numbers = np.frombuffer(views, "<i4", 4 * len(column), 16 * column.offset)
-    return numbers[::4].astype(np.int64)
+    lengths = np.frombuffer(views, "<i4", 4 * len(column), 16 * column.offset)[::4]
+    return np.where(column.is_valid(), np.maximum(lengths, 0), 0).astype(np.int64)

@@ -36,11 +36,14 @@ def of(column: pa.Array) -> pa.Table:
     return pa.table({"id": pa.array(range(len(column))), "x": column})
 
 
-def shared_views(rows: int) -> pa.Array:
-    """A text of 1,000 bytes that all rows show, and none has."""
+def shared_views(rows: int, *lengths: int) -> pa.Array:
+    """A text of 1,000 bytes that all rows show, and none has. Then views that claim these lengths."""
     text = b"a" * 1000
-    view = len(text).to_bytes(4, "little") + text[:4] + bytes(8)
-    return pa.Array.from_buffers(pa.string_view(), rows, [None, pa.py_buffer(view * rows), pa.py_buffer(text)])
+    views = b"".join(
+        length.to_bytes(4, "little", signed=True) + text[:4] + bytes(8) for length in (*[1000] * rows, *lengths)
+    )
+    buffers = [None, pa.py_buffer(views), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.string_view(), rows + len(lengths), buffers)
 
 
 def words(rows: int) -> pa.DictionaryArray:
@@ -63,6 +66,8 @@ BOMBS = {
     "runs": arrow_stream(of(pa.RunEndEncodedArray.from_arrays(pa.array([100], pa.int32()), pa.array(["a"])))),
     "nulls in a list": arrow_stream(of(NULLS)),
     "rows of nothing": arrow_stream(EMPTY_ROWS),
+    "an extension": arrow_stream(of(pa.array([b"a" * 16], pa.uuid()))),
+    "views of less than nothing": arrow_stream(of(shared_views(101, -1))),
     "two batches": arrow_stream(pa.concat_tables([of(words(60)), of(words(60))])),
 }
 
