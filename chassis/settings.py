@@ -6,23 +6,32 @@ is made from these models (`make fix-docs`), and a test fails when the two disag
 
 from __future__ import annotations
 
+import os
 import ssl
-from typing import Any, Literal, get_origin
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_origin
 
 import orjson
+import yaml
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from chassis.addresses import is_loopback
 from chassis.errors import WrongSetting
 from chassis.secretbox import SecretBox
+
+FEATURE_STORE_YAML = "TRIGLOT_FEATURE_STORE_YAML"
 
 
 class SettingsModel(BaseSettings):
     """What all settings models share: frozen, and blind to unknown variables."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", enable_decoding=False)
+    # Fields whose default may stand in a feature_store.yaml, and where.
+    from_feature_store: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, **values: Any) -> None:
         """Raises WrongSetting, which names the variables and never shows a value: it may be a secret."""
@@ -31,6 +40,13 @@ class SettingsModel(BaseSettings):
         except ValidationError as error:
             faults = error.errors(include_input=False, include_url=False)
             raise WrongSetting("a setting is wrong: " + "; ".join(map(self._fault, faults))) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment first, then the feature_store.yaml that it names."""
+        return (*sources, *named.values(), _FeatureStoreYaml(settings_cls))
 
     @classmethod
     def variable(cls, field: str) -> str:
@@ -52,6 +68,33 @@ class SettingsModel(BaseSettings):
             return orjson.loads(value)
         except orjson.JSONDecodeError:
             raise ValueError("it is not JSON") from None
+
+
+class _FeatureStoreYaml(PydanticBaseSettingsSource):
+    """What a model takes from the feature_store.yaml that the environment names. Raises WrongSetting."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Unused: all fields are read at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = os.environ.get(FEATURE_STORE_YAML, "")
+        places = getattr(self.settings_cls, "from_feature_store", {})
+        if not path or not places:
+            return {}
+        try:
+            whole = yaml.safe_load(Path(path).read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            problem = error.strerror if isinstance(error, OSError) else "it is not YAML"
+            raise WrongSetting(f"a setting is wrong: {FEATURE_STORE_YAML}: {problem}") from None
+        found = {field: _at(whole, place) for field, place in places.items()}
+        return {field: value for field, value in found.items() if value is not None}
+
+
+def _at(content: Any, place: tuple[str, ...]) -> Any:
+    for key in place:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 class Settings(SettingsModel):
@@ -103,6 +146,11 @@ class Settings(SettingsModel):
     drain_seconds: float = Field(5.0, ge=0, description="How long requests under way may take to finish after SIGTERM.")
     max_message_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest gRPC message that a service takes.")
     reflection: bool = Field(True, description="Serve gRPC reflection (open without a key).")
+    feature_store_yaml: str = Field(
+        "",
+        description="A `feature_store.yaml` of Feast's, for `limit` and `log_patterns` of its section"
+        " `feature_server.recent_visit_logging`; variables of the registry and the gateway win.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["json", "console"] = Field(
         "json", description="`json`: one object a line. `console`: for people."

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.settings import SettingsModel
+
+# The six that Feast documents, and one for features, whose path holds the name of their view as well.
+VISIT_PATTERNS = (
+    r".*/entities/(?!all$)[^/]+$",
+    r".*/data_sources/(?!all$)[^/]+$",
+    r".*/feature_views/(?!all$)[^/]+$",
+    r".*/features/(?!all$)[^/]+$",
+    r".*/features/[^/]+/[^/]+$",
+    r".*/feature_services/(?!all$)[^/]+$",
+    r".*/saved_datasets/(?!all$)[^/]+$",
+)
 
 
 class GatewaySettings(SettingsModel):
     """Settings that only the gateway reads."""
 
     model_config = SettingsConfigDict(env_prefix="TRIGLOT_GATEWAY_", frozen=True, extra="ignore")
+    from_feature_store: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "feast_visit_patterns": ("feature_server", "recent_visit_logging", "log_patterns")
+    }
 
     ports: tuple[int, ...] = Field(
         (6572, 4406, 8080),
@@ -26,7 +44,24 @@ class GatewaySettings(SettingsModel):
     feast_pages: bool = Field(
         True, description="Serve Swagger UI, ReDoc and /openapi.json; they are open to callers without a key."
     )
+    feast_default_project: str = Field(
+        "", description="Project of visits that name none, and of those that are listed without one; empty: all."
+    )
+    feast_visit_patterns: tuple[str, ...] = Field(
+        VISIT_PATTERNS,
+        description="Which paths are visits of objects: regular expressions, matched from the start of the path.",
+    )
     hopsworks_api_version: str = Field("0.1.0", description="Version prefix of the Hopsworks routes.")
     hopsworks_validate_passed_features: bool = Field(
         False, description="What Hopsworks' option `validatePassedFeatures` means when a request does not give it."
     )
+
+    @field_validator("feast_visit_patterns")
+    @classmethod
+    def _compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return patterns

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -12,6 +15,9 @@ class RegistrySettings(SettingsModel):
     """Settings that only the registry reads."""
 
     model_config = SettingsConfigDict(env_prefix="TRIGLOT_REGISTRY_", frozen=True, extra="ignore")
+    from_feature_store: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "recent_visits": ("feature_server", "recent_visit_logging", "limit")
+    }
 
     strict_permissions: bool = Field(
         False,

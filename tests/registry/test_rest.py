@@ -68,6 +68,9 @@ class TestRides:
     async def test_an_entity_has_its_keys_at_top_level_and_under_its_kind(self, http: httpx2.AsyncClient) -> None:
         found = await get(http, "/entities/driver?project=rides")
         shown = found.pop("entity")
+        assert "Entity(" in found.pop("featureDefinition")
+        assert [each["name"] for each in found.pop("dataSources")] == ["fresh_source", "stats_source"]
+        assert found.pop("dataSourcesTotal") == 2
         assert found == shown
         assert (found["name"], found["project"]) == ("driver", "rides")
         assert found["spec"] == {
@@ -91,6 +94,7 @@ class TestRides:
     async def test_every_kind_has(self, http: httpx2.AsyncClient, path: str, key: str) -> None:
         found = await get(http, f"{path}?project=rides&allow_cache=false")
         shown = found.pop(key)
+        assert "from feast import" in found.pop("featureDefinition")
         assert found == shown
         assert (found["name"], found["project"]) == (path.rpartition("/")[2], "rides")
 

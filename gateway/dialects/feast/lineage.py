@@ -1,13 +1,15 @@
-"""Who uses whom: of one object, of a project, of all projects."""
+"""Who uses whom: of one object, of a project, of all projects; and everything that projects hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gateway.dialects.feast import parameters, schemas
+import orjson
+
+from gateway.dialects.feast import objects, parameters, schemas
 from gateway.dialects.feast.routes import Asked, Route
-from gateway.dialects.feast.schemas import Component, Schema, many, record
+from gateway.dialects.feast.schemas import TEXT, Component, Schema, many, record
 from gateway.exchange import Answer, json_answer
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
@@ -15,6 +17,22 @@ from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 _TYPE = parameters.text("filter_object_type", "Only relationships with an object of this type at either end.")
 _NAME = parameters.text("filter_object_name", "Only relationships with an object of this name at either end.")
 _INDIRECT = parameters.flag("include_indirect", "Also relationships by way of a view.")
+
+# The lists of lineage/complete: key in JSON, field of ProjectContents, what they hold.
+_LISTS: Sequence[tuple[str, str, Any]] = (
+    ("entities", "entities", objects.ENTITY),
+    ("dataSources", "data_sources", objects.DATA_SOURCE),
+    (
+        "featureViews",
+        "feature_views",
+        {"anyOf": [objects.FEATURE_VIEW, objects.STREAM_FEATURE_VIEW, objects.ON_DEMAND_FEATURE_VIEW]},
+    ),
+    ("labelViews", "label_views", objects.LABEL_VIEW),
+    ("featureServices", "feature_services", objects.FEATURE_SERVICE),
+    ("features", "features", objects.FEATURE),
+    ("labels", "labels", objects.LABEL),
+    ("savedDatasets", "saved_datasets", objects.SAVED_DATASET),
+)
 
 
 def _lineage(relationship: Component) -> Schema:
@@ -26,6 +44,24 @@ def _lineage(relationship: Component) -> Schema:
             "indirect_relationships_pagination": schemas.PAGINATION,
         }
     )
+
+
+_CONTENTS = Component(
+    "ProjectContents",
+    lambda: record(
+        {
+            "project": TEXT,
+            "objects": record({key: many(shown) for key, _, shown in _LISTS}),
+            "relationships": many(schemas.RELATIONSHIP),
+            "indirectRelationships": many(schemas.RELATIONSHIP),
+            "pagination": record(
+                dict.fromkeys(
+                    (*(key for key, _, _ in _LISTS), "relationships", "indirectRelationships"), schemas.PAGINATION
+                )
+            ),
+        }
+    ),
+)
 
 
 def routes(registry: Any) -> Sequence[Route]:
@@ -65,6 +101,28 @@ def routes(registry: Any) -> Sequence[Route]:
             _object_answer,
             shows=record({"relationships": many(schemas.RELATIONSHIP), "pagination": schemas.PAGINATION}),
             parameters=(parameters.PROJECT, _INDIRECT, parameters.ALLOW_CACHE, *page),
+        ),
+        Route(
+            "GET",
+            "/lineage/complete",
+            "lineage.complete",
+            "Everything in a project, and its lineage.",
+            registry.GetProjectContents,
+            _contents_request,
+            lambda asked, reply: Answer(body=_contents(reply.contents, asked.pagination)),
+            shows=_CONTENTS,
+            parameters=(parameters.PROJECT, parameters.ALLOW_CACHE, *page),
+        ),
+        Route(
+            "GET",
+            "/lineage/complete/all",
+            "lineage.complete_all",
+            "Everything in every project, and its lineage. Pages, if asked for, are of projects.",
+            registry.ListProjectContents,
+            _all_contents_request,
+            _all_contents_answer,
+            shows=record({"projects": many(_CONTENTS), "pagination": schemas.PAGINATION}),
+            parameters=(parameters.ALLOW_CACHE, *page),
         ),
     )
 
@@ -130,3 +188,37 @@ def _object_answer(asked: Asked, reply: rpc.ListObjectRelationshipsResponse) -> 
             "pagination": asked.pagination(reply.total),
         }
     )
+
+
+def _contents_request(asked: Asked) -> rpc.GetProjectContentsRequest:
+    page, limit = asked.page()
+    return rpc.GetProjectContentsRequest(project=asked[parameters.PROJECT], page=page, limit=limit)
+
+
+def _all_contents_request(asked: Asked) -> rpc.ListProjectContentsRequest:
+    page, limit = asked.page()
+    return rpc.ListProjectContentsRequest(page=page, limit=limit)
+
+
+def _contents(contents: rpc.ProjectContents, pagination: Callable[[int], Any]) -> bytes:
+    lists = [(key, getattr(contents, field)) for key, field, _ in _LISTS]
+    totals = {key: found.total for key, found in lists}
+    totals |= {
+        "relationships": contents.relationships_total,
+        "indirectRelationships": contents.indirect_relationships_total,
+    }
+    return b'{"project":%b,"objects":{%b},"relationships":%b,"indirectRelationships":%b,"pagination":%b}' % (
+        orjson.dumps(contents.project),
+        b",".join(b'"%b":[%b]' % (key.encode(), b",".join(found.objects)) for key, found in lists),
+        contents.relationships,
+        contents.indirect_relationships,
+        orjson.dumps({key: pagination(total) for key, total in totals.items()}),
+    )
+
+
+def _all_contents_answer(asked: Asked, reply: rpc.ListProjectContentsResponse) -> Answer:
+    """The lists of each project are whole, whatever page of projects it is."""
+    projects = b",".join(
+        _contents(each, lambda total: parameters.pagination(1, total, total)) for each in reply.projects
+    )
+    return Answer(body=b'{"projects":[%b],"pagination":%b}' % (projects, orjson.dumps(asked.pagination(reply.total))))

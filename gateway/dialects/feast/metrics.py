@@ -1,4 +1,4 @@
-"""Counts of objects, and popular tags."""
+"""Counts of objects, popular tags, and what the caller looked at last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.dialects.feast import parameters
 from gateway.dialects.feast.routes import Asked, Route
-from gateway.dialects.feast.schemas import MOMENT, NUMBER, TEXT, Component, Schema, many, record
+from gateway.dialects.feast.schemas import MOMENT, NUMBER, PAGINATION, TEXT, Component, Schema, many, record
 from gateway.exchange import Answer, json_answer
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 
@@ -21,6 +21,8 @@ _COUNTS = {
     "featureServices": "feature_services",
 }
 _TAG_LIMIT = parameters.number("limit", "How many tags.", parameters.MAX_LIMIT, DEFAULT_TAGS)
+_OBJECT = parameters.text("object", "Only objects of this type as paths name it: entities, feature_views, ...")
+_VISIT_SORT = parameters.text("sort_by", "timestamp, path, project, object, object_name or method.")
 
 _RESOURCE_COUNTS = Component("ResourceCounts", lambda: record(dict.fromkeys(_COUNTS, NUMBER)))
 _NAMED: Schema = {"name": TEXT, "project": TEXT}
@@ -51,10 +53,24 @@ _POPULAR_TAG = Component(
         {"tag_key": TEXT, "tag_value": TEXT, "feature_views": many(record(_NAMED)), "total_feature_views": NUMBER}
     ),
 )
+_VISIT = Component(
+    "Visit",
+    lambda: record(
+        {
+            "path": TEXT,
+            "timestamp": MOMENT,
+            "project": TEXT,
+            "user": TEXT,
+            "object": TEXT,
+            "object_name": TEXT,
+            "method": TEXT,
+        }
+    ),
+)
 
 
-def routes(registry: Any) -> Sequence[Route]:
-    """The routes of metrics."""
+def routes(registry: Any, list_visits: Any, default_project: str) -> Sequence[Route]:
+    """The routes of metrics. Visits without a project are those in the default project; without one, in all."""
     return (
         Route(
             "GET",
@@ -82,6 +98,24 @@ def routes(registry: Any) -> Sequence[Route]:
                 }
             ),
             parameters=(parameters.ANY_PROJECT, _TAG_LIMIT, parameters.ALLOW_CACHE),
+        ),
+        Route(
+            "GET",
+            "/metrics/recently_visited",
+            "metrics.recently_visited",
+            "What the caller looked at last.",
+            list_visits,
+            lambda asked: _visits_request(asked, default_project),
+            _visits_answer,
+            shows=record({"visits": many(_VISIT), "pagination": PAGINATION}),
+            parameters=(
+                parameters.ANY_PROJECT,
+                _OBJECT,
+                parameters.PAGE,
+                parameters.LIMIT,
+                _VISIT_SORT,
+                parameters.SORT_ORDER,
+            ),
         ),
     )
 
@@ -130,3 +164,31 @@ def _tags_answer(asked: Asked, reply: rpc.ListPopularTagsResponse) -> Answer:
         "limit": asked[_TAG_LIMIT],
     }
     return json_answer({"popular_tags": tags, "metadata": metadata})
+
+
+def _visits_request(asked: Asked, default_project: str) -> rpc.ListVisitsRequest:
+    page, limit = asked.page()
+    return rpc.ListVisitsRequest(
+        project=asked[parameters.ANY_PROJECT] or default_project,
+        object=asked[_OBJECT],
+        page=page,
+        limit=limit,
+        sort_by=asked[_VISIT_SORT],
+        descending=asked[parameters.SORT_ORDER] == "desc",
+    )
+
+
+def _visits_answer(asked: Asked, reply: rpc.ListVisitsResponse) -> Answer:
+    visits = [
+        {
+            "path": visit.path,
+            "timestamp": visit.timestamp.ToJsonString(),
+            "project": visit.project,
+            "user": visit.user,
+            "object": visit.object,
+            "object_name": visit.object_name,
+            "method": visit.method,
+        }
+        for visit in reply.visits
+    ]
+    return json_answer({"visits": visits, "pagination": asked.pagination(reply.total)})

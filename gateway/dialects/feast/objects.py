@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor
 from gateway.dialects.feast import parameters, schemas
 from gateway.dialects.feast.parameters import Parameter
 from gateway.dialects.feast.routes import Asked, Route
-from gateway.dialects.feast.schemas import TEXT, TEXTS, Component, Schema, many, one_of, record
+from gateway.dialects.feast.schemas import NUMBER, TEXT, TEXTS, Component, Schema, many, one_of, record
 from gateway.exchange import Answer
 from protos.gen.feast.core import (
     DataSource_pb2,
@@ -77,15 +77,16 @@ class Resource:
     list_key: str
     object_key: str
     shows: Sequence[Component]
-    # Query parameters of its list in one project that are fields of ListObjectsRequest.
+    # Query parameters of its lists that are fields of ListObjectsRequest.
     filters: Sequence[Parameter[str]] = ()
-    # Whether the list over all projects has them too.
-    filters_all: bool = False
+    # Whether its lists can be of what changed lately.
     of_views: bool = False
     of_project: bool = True
     across_projects: bool = True
     # Its lists across projects repeat the paging keys in snake_case.
     snake_case_paging: bool = False
+    # Whether a single one comes with the Python code that defines it.
+    defined: bool = True
     place: str = "/{name:path}"
 
     @property
@@ -162,7 +163,6 @@ RESOURCES = (
         "savedDataset",
         [SAVED_DATASET],
         filters=(_NAMESPACE, _COLLECTION),
-        filters_all=True,
     ),
     Resource(
         "permissions",
@@ -171,6 +171,7 @@ RESOURCES = (
         "permission",
         [PERMISSION],
         across_projects=False,
+        defined=False,
     ),
     Resource(
         "projects",
@@ -180,6 +181,7 @@ RESOURCES = (
         [PROJECT],
         of_project=False,
         across_projects=False,
+        defined=False,
     ),
 )
 
@@ -218,7 +220,7 @@ def _routes(resource: Resource, registry: Any) -> Sequence[Route]:
                 lambda asked: _list_request(resource, asked),
                 lambda asked, reply: _list_answer(resource, asked, reply),
                 shows=_list_schema(resource, _BOTH_SPELLINGS if resource.snake_case_paging else schemas.PAGINATION),
-                parameters=(*listed, *(filters if resource.filters_all else ()), *parameters.PAGING_OF_ALL),
+                parameters=(*listed, *filters, *parameters.PAGING_OF_ALL),
             )
         )
     found.append(
@@ -254,7 +256,7 @@ def _list_request(resource: Resource, asked: Asked) -> rpc.ListObjectsRequest:
         include_relationships=asked[parameters.INCLUDE_RELATIONSHIPS],
     )
     for parameter in resource.filters:
-        setattr(request, parameter.name, asked.get(parameter, ""))
+        setattr(request, parameter.name, asked[parameter])
     since = asked.get(parameters.UPDATED_SINCE, None)
     if since is not None:
         request.updated_since.FromDatetime(since)
@@ -319,12 +321,18 @@ def _get_request(resource: Resource, asked: Asked) -> rpc.GetObjectRequest:
         name=asked.part("name"),
         feature_view=asked.part("feature_view") if "{feature_view}" in resource.place else "",
         include_relationships=asked[parameters.INCLUDE_RELATIONSHIPS],
+        include_details=resource.defined,
     )
 
 
 def _get_answer(resource: Resource, asked: Asked, reply: rpc.GetObjectResponse) -> Answer:
     """The object's own keys at top level, as the real server has them, and again below its kind, as the document."""
     parts = [reply.object[:-1], b',"%b":' % resource.object_key.encode(), reply.object]
+    if resource.kind == object_pb2.OBJECT_KIND_ENTITY:
+        sources = b",".join(reply.data_sources), reply.data_sources_total
+        parts.append(b',"dataSources":[%b],"dataSourcesTotal":%d' % sources)
+    if resource.defined:
+        parts.append(b',"featureDefinition":' + orjson.dumps(reply.definition))
     if asked[parameters.INCLUDE_RELATIONSHIPS]:
         parts.append(b',"relationships":' + orjson.dumps([parameters.relation(each) for each in reply.relationships]))
     return Answer(body=b"".join((*parts, b"}")))
@@ -338,6 +346,10 @@ def _single(resource: Resource, shown: Component) -> Component:
     def build() -> Schema:
         alone = shown.build()
         required = {key: alone["properties"][key] for key in alone["required"]} | {resource.object_key: shown}
+        if resource.kind == object_pb2.OBJECT_KIND_ENTITY:
+            required |= {"dataSources": many(DATA_SOURCE), "dataSourcesTotal": NUMBER}
+        if resource.defined:
+            required["featureDefinition"] = TEXT
         return record(required, {**alone["properties"], "relationships": many(schemas.RELATIONSHIP), **required})
 
     return Component(f"Single{shown.name}", build)
