@@ -295,16 +295,11 @@ CROSS JOIN LATERAL (
 ORDER BY p.project, p.name, c.kind, c.name;
 
 -- name: sources_of_entity
--- edge_source and edge_target, then object_key. JSON of the data sources of an entity's views, last changed first.
+-- entity_source_pkey, then object_key. JSON of the data sources of an entity's views, last changed first.
 SELECT o.rendered, count(*) OVER () AS total
-FROM (
-    SELECT DISTINCT d.source_name
-    FROM registry.edge e
-    JOIN registry.edge d ON d.target_type = e.target_type AND d.target_name = e.target_name AND d.project = e.project
-        AND d.source_type = 'dataSource'
-    WHERE e.source_type = 'entity' AND e.source_name = $2 AND e.project = $1
-) s
-JOIN registry.object o ON o.project = $1 AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source_name
+FROM registry.entity_source s
+JOIN registry.object o ON o.project = s.project AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source
+WHERE s.project = $1 AND s.entity = $2
 ORDER BY o.updated DESC, o.id DESC LIMIT $3;
 
 -- Search. $1 names the projects, $2 the kinds, $3 is the filter by tags.

@@ -201,6 +201,23 @@ async def test_an_entity_has_the_data_sources_of_its_views_last_changed_first(re
 
 
 @pytest.mark.usefixtures("rides")
+async def test_data_sources_follow_every_write(registry: Registry, database: Database) -> None:
+    async def shown() -> set[str]:
+        return {json.loads(each)["name"] for each in (await details(registry, "ENTITY", "driver")).data_sources}
+
+    await apply_view(registry, view("more", origin="fresh_source"), "rides")
+    await registry(registry.feast.DeleteFeatureView, rpc.DeleteFeatureViewRequest(name="fresh", project="rides"))
+    assert await shown() == {"fresh_source", "stats_source"}
+    await apply_view(registry, view("more", origin="stats_source"), "rides")
+    assert await shown() == {"stats_source"}
+    await apply_view(registry, view("stats", entities=("rider",)), "rides")
+    await apply_view(registry, view("more", entities=("rider",)), "rides")
+    assert await shown() == set()
+    await registry(registry.feast.DeleteProject, rpc.DeleteProjectRequest(name="rides"))
+    assert await database.fetchval("SELECT count(*) FROM registry.entity_source") == 0
+
+
+@pytest.mark.usefixtures("rides")
 async def test_details_are_left_out_unless_asked_for(registry: Registry) -> None:
     request = own.GetObjectRequest(kind=object_pb2.OBJECT_KIND_ENTITY, project="rides", name="driver")
     found = await registry(registry.rendered.GetObject, request)
@@ -328,8 +345,13 @@ async def test_whoever_may_read_a_part_gets_that_part(
 
 
 async def test_large_registries_are_read_from_their_indexes(filled: Database) -> None:  # noqa: F811 - a fixture
+    await filled.execute(
+        "INSERT INTO registry.entity_source (project, entity, source, views)"
+        " SELECT 'p1', 'entity' || n % 500, 's' || n, 1 FROM generate_series(1, 20000) n"
+    )
+    await filled.execute("ANALYZE registry.entity_source")
     sources = await explain(filled, QUERIES.sources_of_entity.rstrip(";"), "p1", "entity7", 100)
-    assert "edge_source" in sources
+    assert {"entity_source_pkey", "object_key"} <= set(json_names(sources))
     assert "Seq Scan" not in sources
     # A whole project is a quarter of these edges.
     page = f"{QUERIES.edges_as_json} FROM ({QUERIES.direct_edges} ORDER BY 1, 2, 3, 4, 5 LIMIT 10) e GROUP BY e.project"
