@@ -11,7 +11,7 @@ ARGS ?=
 
 .PHONY: help run test check install install-dev dropin-environments verify fix clean \
 	verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
-	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry
+	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving
 
 help: ## Print this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -94,6 +94,9 @@ endef
 
 bench-registry: install .venv-feast-bench/.ready ## Triglot's registry beside Feast's (ARGS="--only triglot" and the like)
 	$(BIN)/python -m benchmarks.registry $(ARGS)
+
+bench-serving: install ## Feature vectors over REST, under wrk (ARGS="--rounds 10" and the like)
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 clean: ## Remove environments and caches (not the data in .triglot)
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,12 @@ def progress(text: str) -> None:
 
 
 # ---- processes ----
+
+
+def interruptible() -> None:
+    """End by SIGTERM as by Ctrl-C: what was started is stopped. In the background Python would not even mind SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 class Process:
@@ -83,18 +89,32 @@ class Process:
         for pid in self._group():
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
+    def logged(self, event: str) -> dict[str, Any] | None:
+        """The line of JSON by which one of our processes says that, if it has."""
+        for line in self.log.read_text().splitlines():
+            said: dict[str, Any] = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
+            if said.get("event") == event:
+                return said
+        return None
+
+    def cpu_seconds(self) -> float:
+        """What the processes of the group that still run have used so far, theirs and the kernel's."""
+        return sum(_cpu_ticks(pid) for pid in self._group()) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
-        """End the group: by SIGTERM, after some time by SIGKILL."""
+        """End it as a user would, then what is left of its group: Feast leaves its children behind."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(_STOP_SECONDS)
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + _STOP_SECONDS
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, number)
                 while time.monotonic() < deadline:
                     self._popen.poll()
                     os.killpg(self._popen.pid, 0)
                     time.sleep(0.05)
-            except ProcessLookupError:
-                break
         self._popen.wait()
 
     def _group(self) -> list[int]:
@@ -106,6 +126,14 @@ def _group_of(process: Path) -> int | None:
         return int((process / "stat").read_text().rpartition(")")[2].split()[2])
     except OSError:
         return None
+
+
+def _cpu_ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _status_kib(pid: int, line: str) -> int:
@@ -149,7 +177,7 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
 
 
 class Http:
-    """GET over one kept connection. Cheap, so that what is measured is the server."""
+    """Requests over one kept connection. Cheap, so that what is measured is the server."""
 
     def __init__(self, port: int, headers: Mapping[str, str], patience_seconds: float) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience_seconds)
@@ -162,9 +190,16 @@ class Http:
 
     def get(self, path: str, **parameters: str | int) -> bytes:
         """The body of a 200. Raises NoAnswer and Refused."""
-        target = f"{path}?{urlencode(parameters)}" if parameters else path
+        return self._ask("GET", f"{path}?{urlencode(parameters)}" if parameters else path)
+
+    def post(self, path: str, content: object) -> bytes:
+        """The body of a 200 to that content as JSON. Raises NoAnswer and Refused."""
+        return self._ask("POST", path, json.dumps(content))
+
+    def _ask(self, method: str, target: str, content: str | None = None) -> bytes:
+        headers = self._headers | ({} if content is None else {"Content-Type": "application/json"})
         try:
-            self._connection.request("GET", target, headers=self._headers)
+            self._connection.request(method, target, body=content, headers=headers)
             response = self._connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -289,6 +324,7 @@ class Sample:
 
     times: list[float] = field(default_factory=list)  # seconds of each call
     rates: list[float] = field(default_factory=list)  # calls a second of each turn
+    cpu_seconds: float = 0.0  # of the server's processes, in all turns that count
     spent: float = 0.0
     note: str = ""  # why there are no figures
 
@@ -305,6 +341,11 @@ class Sample:
     def p95_ms(self) -> float | None:
         """Of at least twenty calls: of fewer it would say nothing."""
         return statistics.quantiles(self.times, n=20)[-1] * 1000 if len(self.times) >= 20 else None
+
+    @property
+    def cpu_ms(self) -> float | None:
+        """Processor time of a call, the kernel's part included, that of databases not. Steadier on a busy machine."""
+        return self.cpu_seconds / len(self.times) * 1000 if self.times else None
 
     @property
     def rate(self) -> float | None:
@@ -344,9 +385,10 @@ def compare(contestants: Sequence[Contestant], turn: Turn, limits: Limits) -> di
             if sample.note or sample.spent > limits.budget_seconds:
                 continue
             if number == 1:
-                sample.times, sample.rates = [], []
+                sample.times, sample.rates, sample.cpu_seconds = [], [], 0.0
+            used = contestant.process.cpu_seconds()
+            begin = time.perf_counter()
             try:
-                begin = time.perf_counter()
                 times = turn(contestant, limits if number else warm_up)
             except NoAnswer:
                 waited = f"no answer in {time.perf_counter() - begin:.0f} s"
@@ -358,6 +400,7 @@ def compare(contestants: Sequence[Contestant], turn: Turn, limits: Limits) -> di
                 elapsed = time.perf_counter() - begin
                 sample.times += times
                 sample.rates.append(len(times) / elapsed)
+                sample.cpu_seconds += contestant.process.cpu_seconds() - used
                 sample.spent += elapsed
     return samples
 

@@ -73,22 +73,15 @@ def triglot(size: int, content: Registry, place: Place) -> Iterator[Contestant]:
     argv: list[str | Path] = [TRIGLOT, "serve", "registry", "--rest-api", "--port=0", "--rest-port=0"]
     process = Process(argv, place.folder, env, place.folder / "log")
 
-    def ports() -> tuple[int, int] | None:
-        for line in process.log.read_text().splitlines():
-            said = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
-            if said.get("event") == "serving":
-                return said["port"], said["rest_port"]
-        return None
-
     try:
-        grpc_port, rest_port = process.wait_until(ports, _START_SECONDS)
+        said = process.wait_until(lambda: process.logged("serving"), _START_SECONDS)
         bearer = f"Bearer {key}"
         contestant = Contestant(
             "Triglot",
             size,
             process,
-            Http(rest_port, {"Authorization": bearer}, place.patience_seconds),
-            Grpc(grpc_port, [("authorization", bearer)], place.patience_seconds),
+            Http(said["rest_port"], {"Authorization": bearer}, place.patience_seconds),
+            Grpc(said["port"], [("authorization", bearer)], place.patience_seconds),
         )
         _apply_all(contestant, content)
         yield contestant
@@ -154,6 +147,7 @@ def feast(size: int, content: Registry, place: Place) -> Iterator[Contestant]:
             process.stop()
 
 
+_NAMES = ("Triglot", "Feast")
 PRODUCTS: dict[str, Callable[[int, Registry, Place], Any]] = {"triglot": triglot, "feast": feast}
 
 
@@ -323,6 +317,7 @@ def measure_lineage(contestants: Sequence[Contestant], limits: Limits) -> tuple[
 
 def report(results: Results, memory: dict[Contestant, Memory], sizes: Sequence[int]) -> None:
     _report_pairs(results, sizes)
+    _report_processor_time(results, sizes)
     _report_throughput(results)
     if len(sizes) > 1:
         _report_flatness(results, sizes)
@@ -359,13 +354,24 @@ def _report_pairs(results: Results, sizes: Sequence[int]) -> None:
                 ]
             )
     cells = ("n", "fastest", "median", "p95")
-    columns = ["milliseconds", "views", *(f"{each}\n{cell}" for each in ("Triglot", "Feast") for cell in cells)]
+    columns = ["milliseconds", "views", *(f"{each}\n{cell}" for each in _NAMES for cell in cells)]
     columns += ["ratio of\nmedians", "goal"]
     harness.table("Triglot and Feast, interleaved", columns, rows)
 
 
 def _cells(sample: Sample) -> tuple[str, ...]:
     return (str(len(sample.times) or "-"), *map(figure, (sample.fastest_ms, sample.median_ms, sample.p95_ms)))
+
+
+def _report_processor_time(results: Results, sizes: Sequence[int]) -> None:
+    rows = []
+    for operation, samples in results.items():
+        found = {(each.product, each.size): sample.cpu_ms for each, sample in samples.items()}
+        rows.append([operation.title, *(figure(found.get((product, size))) for product in _NAMES for size in sizes)])
+    columns = [f"{product}\n{size:,}" for product in _NAMES for size in sizes]
+    harness.table(
+        "Processor time of a call, ms: of the server's processes, not of PostgreSQL", ["views", *columns], rows
+    )
 
 
 def _report_throughput(results: Results) -> None:
@@ -402,6 +408,7 @@ def as_json(about: dict[str, str], results: Results, memory: dict[Contestant, Me
                 "fastest_ms": sample.fastest_ms,
                 "median_ms": sample.median_ms,
                 "p95_ms": sample.p95_ms,
+                "processor_ms": sample.cpu_ms,
                 "calls_per_second": sample.rate,
                 "note": sample.note,
             }
@@ -440,6 +447,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     products = [options.only] if options.only else list(PRODUCTS)
     if "feast" in products and not (FEAST / "feast").exists():
         raise SystemExit("Feast's environment is missing: start this by `make bench-registry`, or with --only triglot")
+    harness.interruptible()
     about = harness.machine()
     with ExitStack() as closing:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="triglot-bench-")))
