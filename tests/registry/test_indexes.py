@@ -9,8 +9,11 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
+from chassis import calls
 from chassis.postgres import Database
+from chassis.principals import Principal
 from services.registry import kinds, listing
+from services.registry.access import Access
 from services.registry.listing import Listing
 from services.registry.queries import QUERIES
 
@@ -101,6 +104,31 @@ async def test_every_list_uses_its_index(filled: Database) -> None:
         used = set(re.findall('"Index Name": "(.*)"', plan))
         assert index in used, f"{what}: {used}"
         assert "Seq Scan" not in plan, f"{what}: {plan}"
+
+
+async def test_a_list_that_permissions_narrow_reads_no_more_than_its_page(filled: Database) -> None:
+    """Rows are judged one by one in the order of the index: those behind the page are never looked at."""
+    rule = {"spec": {"actions": ["DESCRIBE"], "policy": {"roleBasedPolicy": {"roles": ["r"]}}, "namePatterns": ["V.*"]}}
+    await filled.execute(
+        "INSERT INTO registry.object"
+        " (project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered)"
+        " VALUES ('p1', 'permission', 'permission', 'r', 'r', 'permission', '', '', '{}', now(), now(), '', $1)",
+        json.dumps(rule).encode(),
+    )
+    token = calls.enter(calls.Call("id", principal=Principal("reader", roles=frozenset(["r"]))))
+    try:
+        for what in ("views of a project", "features of a project", "one kind of a project"):
+            wanted, index = LISTS[what]
+            where, arguments = listing.conditions(wanted)
+            page = f"{QUERIES.page_rendered} {where} ORDER BY {listing.order(wanted)} LIMIT 10"
+            statement, narrowed = Access(filled, strict=False).narrowed(page, tuple(arguments))
+            plan = await explain(filled, statement, *narrowed)
+            assert index in set(re.findall('"Index Name": "(.*)"', plan)), what
+            [scan] = re.findall(r'"Alias": "o",(?:(?!"Alias").)*?"Actual Rows": (\d+)', plan, re.DOTALL)
+            assert int(scan) <= 10, f"{what}: {plan}"
+            assert "Seq Scan" not in plan, f"{what}: {plan}"
+    finally:
+        calls.leave(token)
 
 
 async def test_one_object_is_one_look_into_its_index_and_one_into_that_of_its_intervals(filled: Database) -> None:
