@@ -1,4 +1,4 @@
-"""What benchmarks share: servers as processes, callers over real ports, paired rounds, tables. Knows no dialect."""
+"""What benchmarks share: callers over real ports, paired rounds, tables. Knows no dialect."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ import http.client
 import json
 import os
 import platform
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +22,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.processes import ROOT, Process
+
 _STARTED = time.monotonic()
-_STOP_SECONDS = 10.0
 _Result = TypeVar("_Result")
 progress_console = Console(stderr=True, highlight=False)
 
@@ -44,133 +40,6 @@ class Refused(Exception):
 def progress(text: str) -> None:
     """One line on standard error: the figures alone go to standard output."""
     progress_console.print(f"[dim]{time.monotonic() - _STARTED:6.0f} s[/]  {text}")
-
-
-# ---- processes ----
-
-
-def interruptible() -> None:
-    """End by SIGTERM as by Ctrl-C: what was started is stopped. In the background Python would not even mind SIGINT."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-
-
-class Process:
-    """A server and its children, in a process group of their own; what they print goes to a file."""
-
-    def __init__(self, argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str], log: Path) -> None:
-        self.log = log
-        with log.open("wb") as output:
-            self._popen = subprocess.Popen(
-                [str(part) for part in argv],
-                cwd=cwd,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait_until(self, ready: Callable[[], _Result | None], seconds: float) -> _Result:
-        """What `ready` gives once it is not None. Raises RuntimeError with the end of the log."""
-        deadline = time.monotonic() + seconds
-        while (result := ready()) is None:
-            if self._popen.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self._popen.args!r} does not serve:\n{self.log.read_text()[-4000:]}")
-            time.sleep(0.1)
-        return result
-
-    def memory_mib(self, line: str = "VmRSS") -> float:
-        """Resident memory of the group now; with VmHWM the most that it was since `forget_peak`."""
-        return sum(_status_kib(pid, line) for pid in self._group()) / 1024
-
-    def forget_peak(self) -> None:
-        """Begin VmHWM anew."""
-        for pid in self._group():
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-    def logged(self, event: str) -> dict[str, Any] | None:
-        """The line of JSON by which one of our processes says that, if it has."""
-        for line in self.log.read_text().splitlines():
-            said: dict[str, Any] = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
-            if said.get("event") == event:
-                return said
-        return None
-
-    def cpu_seconds(self) -> float:
-        """What the processes of the group that still run have used so far, theirs and the kernel's."""
-        return sum(_cpu_ticks(pid) for pid in self._group()) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self) -> None:
-        """End it as a user would, then what is left of its group: Feast leaves its children behind."""
-        if self._popen.poll() is None:
-            self._popen.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._popen.wait(_STOP_SECONDS)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + _STOP_SECONDS
-            with suppress(ProcessLookupError):
-                os.killpg(self._popen.pid, number)
-                while time.monotonic() < deadline:
-                    self._popen.poll()
-                    os.killpg(self._popen.pid, 0)
-                    time.sleep(0.05)
-        self._popen.wait()
-
-    def _group(self) -> list[int]:
-        return [int(each.name) for each in Path("/proc").glob("[0-9]*") if _group_of(each) == self._popen.pid]
-
-
-def _group_of(process: Path) -> int | None:
-    try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[2])
-    except OSError:
-        return None
-
-
-def _cpu_ticks(pid: int) -> int:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
-
-
-def _status_kib(pid: int, line: str) -> int:
-    try:
-        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(row.split()[1]) for row in rows if row.startswith(f"{line}:"))
-
-
-def run(argv: Sequence[str | Path], cwd: Path, env: Mapping[str, str]) -> str:
-    """What a command prints. Raises RuntimeError with its errors if it fails."""
-    done = subprocess.run(
-        [str(part) for part in argv], cwd=cwd, env=dict(env), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{argv} failed:\n{done.stderr[-4000:]}")
-    return done.stdout
-
-
-def clean_environment(**variables: str) -> dict[str, str]:
-    """The environment as a user has it who has set nothing for either product."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TRIGLOT_", "FEAST_"))}
-    return kept | variables
-
-
-@contextmanager
-def reserved_ports(count: int) -> Iterator[list[int]]:
-    """Ports for servers that cannot choose a free one; nobody else gets them while the block runs."""
-    with ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            bound = stack.enter_context(socket.socket())
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(("127.0.0.1", 0))
-            ports.append(int(bound.getsockname()[1]))
-        yield ports
 
 
 # ---- callers ----

@@ -22,8 +22,9 @@ from typing import Any
 import grpc
 import pyarrow as pa
 
-from benchmarks import harness
-from benchmarks.harness import ROOT, Http, Process, figure, progress
+from benchmarks import harness, processes
+from benchmarks.harness import Http, figure, progress
+from benchmarks.processes import ROOT, Process
 from protos.gen.triglot.serving.v1 import feature_group_pb2, feature_view_pb2
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as rpc
 from protos.gen.triglot.serving.v1.serving_service_pb2_grpc import ServingServiceStub
@@ -116,7 +117,7 @@ def one_process(folder: Path) -> Iterator[tuple[Server, dict[str, Any]]]:
     data = folder / "data"
     ports = ["--registry-port=0", "--serving-port=0", "--management-port=0", "--metrics-port=0", "--http-port=0"]
     argv: list[str | Path] = [TRIGLOT, "up", "--no-sample", f"--data-dir={data}", *ports]
-    process = Process(argv, folder, harness.clean_environment(), folder / "up.log")
+    process = Process(argv, folder, processes.clean_environment(), folder / "up.log")
 
     def endpoints() -> dict[str, Any] | None:
         file = data / "endpoints.json"
@@ -134,7 +135,7 @@ def one_process(folder: Path) -> Iterator[tuple[Server, dict[str, Any]]]:
 @contextmanager
 def gateway(folder: Path, beside: Server, endpoints: dict[str, Any]) -> Iterator[Server]:
     """`triglot serve gateway` before the serving of the other: a hop over gRPC for each request."""
-    env = harness.clean_environment(
+    env = processes.clean_environment(
         TRIGLOT_HOST="127.0.0.1",
         TRIGLOT_METRICS_PORT="0",
         TRIGLOT_GATEWAY_PORTS="[0]",
@@ -225,7 +226,7 @@ def storm(server: Server, workload: Workload, bodies: Path, seconds: int) -> dic
     used = server.cpu_seconds()
     argv: list[str | Path] = ["wrk", "-t1", f"-c{workload.connections}", f"-d{seconds}s", "--timeout=10s"]
     argv += ["-s", SCRIPT, server.url + workload.path, "--", bodies, server.key]
-    said = harness.run(argv, ROOT, harness.clean_environment())
+    said = processes.run(argv, ROOT, processes.clean_environment())
     found: dict[str, float] = json.loads(said.splitlines()[-1])
     found["per_second"] = found["requests"] / found["seconds"]
     found["cpu_seconds_of_1000"] = (server.cpu_seconds() - used) / max(found["requests"], 1) * 1000
@@ -308,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing. Debian and Ubuntu have it: apt-get install wrk")
     rows, rounds, seconds = (1_000, 1, 1) if options.quick else (options.rows, options.rounds, options.seconds)
-    harness.interruptible()
+    processes.interruptible()
     about = harness.machine()
     with ExitStack() as closing:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="triglot-bench-")))
