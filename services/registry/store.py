@@ -375,7 +375,7 @@ async def _write(connection: Connection, kind: Kind, plan: _Plan, project: str, 
         plan.change.version if plan.change else None,
     )
     if plan.change:
-        await _put_features(connection, object_id, kind, message, now)
+        await _put_features(connection, object_id, kind, message, now, is_new=plan.is_new)
         await views.store_change(connection, object_id, plan.change, now)
     edges = list(kinds.edges(kind, message))
     if not plan.is_new:
@@ -386,10 +386,13 @@ async def _write(connection: Connection, kind: Kind, plan: _Plan, project: str, 
         )
 
 
-async def _put_features(connection: Connection, view_id: int, kind: Kind, view: Any, now: datetime) -> None:
+async def _put_features(
+    connection: Connection, view_id: int, kind: Kind, view: Any, now: datetime, *, is_new: bool
+) -> None:
     project = view.spec.project
     feature_kind, rows = feature_rows(kind, view, project)
-    await connection.execute(QUERIES.drop_features, view_id, [row.name for row in rows])
+    if not is_new:
+        await connection.execute(QUERIES.drop_features, view_id, [row.name for row in rows])
     if rows:
         await connection.execute(
             QUERIES.put_features,

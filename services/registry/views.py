@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
@@ -28,6 +28,7 @@ from services.registry.queries import QUERIES
 # Of more intervals than these the oldest are joined, so that reading a view has a bound.
 KEPT_INTERVALS = 1000
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STATES = {number: f'"{name}"' for name, number in FeatureViewState.items()}
 
 # Fields besides features and entities whose change makes a new version. Where data lies is not one of them.
@@ -50,8 +51,8 @@ _TRANSFORMATION: Mapping[Kind, Sequence[str]] = {
 def whole_message(kind: Kind, row: asyncpg.Record) -> bytes:
     """A view's message from its row. Protobuf messages are joined by joining their bytes."""
     view: Any = kind.message()
-    view.meta.created_timestamp.FromDatetime(row["created"])
-    view.meta.last_updated_timestamp.FromDatetime(row["updated"])
+    _set(view.meta.created_timestamp, row["created"])
+    _set(view.meta.last_updated_timestamp, row["updated"])
     if row["state"]:
         view.meta.state = row["state"]
     if row["version"]:
@@ -69,6 +70,13 @@ def whole_json(row: asyncpg.Record) -> bytes:
     if row["state"]:
         meta += f',"state":{_STATES.get(row["state"], row["state"])}'
     return b'%b,"meta":{%b}}' % (row["content"][:-1], meta.encode())
+
+
+def _set(time: Any, moment: datetime) -> None:
+    """What `FromDatetime` does, several times faster: lists are made of it."""
+    since = moment - _EPOCH
+    time.seconds = since.days * 86_400 + since.seconds
+    time.nanos = since.microseconds * 1000
 
 
 def _shown(moment: datetime) -> str:

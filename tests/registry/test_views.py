@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx2
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from chassis import errors
 from chassis.postgres import Database
 from protos.gen.feast.core.FeatureView_pb2 import AVAILABLE_ONLINE, MATERIALIZING, FeatureView
 from protos.gen.feast.core.StreamFeatureView_pb2 import StreamFeatureView
 from protos.gen.feast.registry import RegistryServer_pb2 as rpc
+from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as own
 from services.registry import views
 from tests.registry.conftest import Registry
@@ -61,6 +64,21 @@ async def test_intervals_are_shown_over_rest(registry: Registry, http: httpx2.As
     ]
     assert found["meta"]["state"] == "AVAILABLE_ONLINE"
     assert (await get(http, "/feature_views?project=demo"))["featureViews"][0]["meta"] == found["meta"]
+
+
+@pytest.mark.parametrize("moment", ["2026-01-02 03:04:05", "2026-01-02 03:04:05.67", "1969-12-31 23:59:59.000001"])
+async def test_a_view_is_the_same_in_protobuf_and_in_json(registry: Registry, database: Database, moment: str) -> None:
+    await apply_view(registry, view("stats", "a"))
+    await apply_view(registry, view("stats", "b"))
+    await materialize(registry, 1, 2)
+    await materialize(registry, 2, 3)
+    await database.execute(
+        "UPDATE registry.object SET created = $1::text::timestamptz, updated = $1::text::timestamptz", f"{moment}Z"
+    )
+    request = own.GetObjectRequest(kind=object_pb2.OBJECT_KIND_FEATURE_VIEW, project="demo", name="stats")
+    shown = json.loads((await registry(registry.rendered.GetObject, request)).object)
+    front = {"name": "stats", "project": "demo", "type": "featureView"}
+    assert shown == front | MessageToDict(await get_view(registry))
 
 
 async def test_materializing_writes_an_interval_and_not_the_view(registry: Registry, database: Database) -> None:
