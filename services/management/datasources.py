@@ -52,6 +52,13 @@ class Datasources:
         )
         return made
 
+    def usable(self, request: pb.CheckInstanceDatasourceRequest) -> tuple[str, dict[str, Any]]:
+        """Type and whole configuration of a datasource that could be made. Raises InvalidArgument."""
+        kind = one_of("Type", request.type, TYPES)
+        config = self._keeper.keep(request.config).whole
+        self._check(kind, request.uri, config)
+        return kind, config
+
     async def get(self, key: str) -> pb.Datasource:
         """By id, or by name if it is no number. Raises NotFound."""
         if required("DatasourceId", key).isdecimal():

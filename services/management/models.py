@@ -7,8 +7,9 @@ from typing import Any
 
 from chassis import calls
 from chassis.postgres import Connection, Database
+from protos.gen.triglot.management.v1 import fg_feature_pb2 as fg_pb
 from protos.gen.triglot.management.v1 import model_feature_pb2 as pb
-from services.management import fields
+from services.management import fg, fields
 from services.management.inputs import (
     distinct,
     fetch_page,
@@ -50,11 +51,8 @@ class ModelFeatures:
 
     async def get(self, key: str) -> pb.ModelFeature:
         """Raises NotFound, PermissionDenied."""
-        identifier = number("ModelFeatureId", key)
-        row = await self._database.fetchrow(QUERIES.model_feature, identifier)
-        permitted("ModelFeature", key, row)
-        assert row is not None  # noqa: S101 - permitted() raised otherwise
-        return _shown(row, await self._database.fetch(QUERIES.selected_features, identifier))
+        row = await self._row(key)
+        return _shown(row, await self._database.fetch(QUERIES.selected_features, row["id"]))
 
     async def page(self, request: pb.ListModelFeaturesRequest) -> tuple[int, list[pb.ModelFeatureSummary]]:
         """The count of all pages, and the page asked for."""
@@ -99,13 +97,68 @@ class ModelFeatures:
         permitted("ModelFeature", key, await self._database.fetchrow(QUERIES.model_feature, identifier))
         await self._database.execute(QUERIES.delete_model_feature, identifier)
 
+    async def fg(self, key: str) -> fg_pb.FGFeature:
+        """How features are generated from it. Raises NotFound, PermissionDenied."""
+        return fg.loaded((await self._row(key))["fg"])
+
+    async def update_fg(self, request: fg_pb.UpdateModelFeatureFGFeatureRequest) -> None:
+        """Replace that. Raises NotFound, PermissionDenied, InvalidArgument."""
+        row = await self._row(request.model_feature_id)
+        config = fg.dumped(fg.checked(request))
+        if await self._database.fetchval(QUERIES.update_model_feature_fg, row["id"], config) is None:
+            raise not_found("ModelFeature", row["id"])
+
+    async def check_fg(self, key: str) -> list[fg_pb.FGCheckResult]:
+        """Whether it fits the model feature. Raises NotFound, PermissionDenied."""
+        row = await self._row(key)
+        selected = await self._database.fetch(QUERIES.selected_features, row["id"])
+        sequences = (fields.loaded(each["view_fields"]) for each in selected if each["name"] is None)
+        parts = [field["name"] for columns in sequences for field in columns]
+        return list(fg.results(fg.loaded(row["fg"]), (each.name for each in _available(row, selected)), parts))
+
+    async def available(self, key: str, part: str) -> list[fg_pb.AvailableFeature]:
+        """The features, with `part` in their names, that can be used for it. Raises NotFound, PermissionDenied."""
+        row = await self._row(key)
+        selected = await self._database.fetch(QUERIES.selected_features, row["id"])
+        return [
+            fg_pb.AvailableFeature(
+                name=each.name, source_type=each.source_type, source_name=each.source_name, type=each.value_type
+            )
+            for each in _available(row, selected)
+            if part in each.name
+        ]
+
+    async def _row(self, key: str) -> Row:
+        found = await self._database.fetchrow(QUERIES.model_feature, number("ModelFeatureId", key))
+        return permitted("ModelFeature", key, found)
+
 
 class _Selection(list[Row]):
     """What a model feature takes, in order: view, name (None: a whole Sequence view), alias, prefix, type."""
 
     def seen_names(self) -> list[str]:
         """The names under which the model sees them."""
-        return [each["prefix_name"] + (each["alias_name"] or each["name"]) for each in self if each["name"] is not None]
+        return [seen_name(each) for each in self if each["name"] is not None]
+
+
+def seen_name(selected: Row) -> str:
+    """The name under which the model sees a feature that it takes."""
+    return str(selected["prefix_name"] + (selected["alias_name"] or selected["name"]))
+
+
+def _available(row: Row, selected: Sequence[Row]) -> list[fg.Available]:
+    """The model's features, of views and of the label table; of two of one name, the one that has priority."""
+    labels = {
+        field["name"]: fg.Available(field["name"], "LabelTable", row["label_table_name"], field["type"])
+        for field in fields.loaded(row["label_fields"])
+        if "FeatureField" in field["attributes"]
+    }
+    views = {
+        seen_name(each): fg.Available(seen_name(each), "FeatureView", each["view_name"], each["type"])
+        for each in selected
+        if each["name"] is not None
+    }
+    return list(({**views, **labels} if row["label_priority_level"] == 1 else {**views, **labels, **views}).values())
 
 
 async def _selection(connection: Connection, project_id: int, request: Any) -> _Selection:

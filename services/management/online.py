@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import date, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -26,12 +27,42 @@ _ABSENT = ("FEATURE_GROUP_NOT_FOUND", "FEATURE_STORE_NOT_FOUND")
 _EPOCH = date(1970, 1, 1)
 
 
+@dataclass(frozen=True)
+class Use:
+    """What a view's online rows take, and what was done with them on which days. Nothing, before a publish."""
+
+    rows: int = 0
+    bytes: int = 0
+    days: Sequence[serving_service_pb2.DailyUse] = ()
+
+
 class OnlineStore:
     """Feature groups and rows in serving."""
 
     def __init__(self, channel: grpc.aio.Channel, settings: Settings) -> None:
         self._stub = serving_service_pb2_grpc.ServingServiceStub(channel)
         self._metadata = calls.bearer(settings.service_api_key.get_secret_value())
+
+    async def ping(self, timeout_seconds: float) -> None:
+        """Raises Unavailable, or DeadlineExceeded, unless rows can be read."""
+        await calls.invoke(self._stub.Ping, serving_service_pb2.PingRequest(), timeout_seconds=timeout_seconds)
+
+    async def use(self, view: Row, first: date, last: date) -> Use:
+        """What a view's rows take now, and their use from one day to another."""
+        request = serving_service_pb2.GetFeatureGroupStatisticsRequest(
+            feature_store=view["feature_store"],
+            name=view["name"],
+            version=GROUP_VERSION,
+            days=max(1, (datetime.now(UTC).date() - first).days + 1),
+        )
+        try:
+            reply = await calls.invoke(self._stub.GetFeatureGroupStatistics, request, metadata=self._metadata)
+        except errors.NotFound as error:
+            if error.reason in _ABSENT:
+                return Use()
+            raise
+        days = [day for day in reply.days if first.isoformat() <= day.date <= last.isoformat()]
+        return Use(reply.rows, reply.bytes, days)
 
     async def ensure(self, group: feature_group_pb2.FeatureGroup) -> None:
         """Make a group, or confirm it. Raises AlreadyExists if it exists with other columns."""

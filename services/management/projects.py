@@ -8,16 +8,19 @@ from chassis import calls, errors
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import feature_entity_pb2 as entity_pb
 from protos.gen.triglot.management.v1 import project_pb2 as pb
+from services.management import fields
 from services.management.datasources import OFFLINE_TYPE, Datasources
 from services.management.inputs import (
     fetch_page,
     invalid,
+    json_object,
     name,
     not_found,
     not_negative,
     number,
     number_or_none,
     numbers,
+    one_of,
     page_of,
     required,
     text_id,
@@ -27,6 +30,9 @@ from services.management.rows import QUERIES, Row, timestamp
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{1,17}")
 _HOPSWORKS_SUFFIX = "_featurestore"
+_FEATURE_SORTS = ("GmtCreateTime", "GmtModifiedTime", "ModelFeatureCount")
+_FILTERS = ("FeatureViewId", "FeatureViewName", "Owner", "Type")
+_MAX_VIEWS = 1_000
 
 
 def feature_store_of(project_name: str) -> str:
@@ -128,13 +134,38 @@ class Projects:
 
     async def entity_by_name(self, key: str, entity_name: str) -> tuple[Row, Row]:
         """Rows of a project and of its entity. Raises NotFound."""
-        project = await self._database.fetchrow(QUERIES.project, number("ProjectId", key))
-        permitted("Project", key, project)
-        assert project is not None  # noqa: S101 - permitted() raised otherwise
+        project = await self._row(key)
         entity = await self._database.fetchrow(QUERIES.feature_entity_by_name, project["id"], entity_name)
         if entity is None:
             raise not_found("FeatureEntity", entity_name)
         return project, entity
+
+    async def features(self, request: pb.ListProjectFeaturesRequest) -> tuple[int, list[pb.ProjectFeature]]:
+        """The count of all pages, and the page asked for. Raises NotFound, PermissionDenied, InvalidArgument."""
+        project = await self._row(request.project_id)
+        wanted = _equal(request.filter)
+        total, rows = await fetch_page(
+            self._database,
+            QUERIES.list_project_features,
+            project["id"],
+            request.name,
+            request.alias_name,
+            number_or_none("Filter.FeatureViewId", wanted.get("FeatureViewId", "")),
+            wanted.get("FeatureViewName", ""),
+            wanted.get("Owner", ""),
+            wanted.get("Type", ""),
+            *page_of(request, _FEATURE_SORTS).arguments,
+        )
+        return total, [_feature(row) for row in rows]
+
+    async def views(self, key: str) -> tuple[int, list[pb.ProjectFeatureView]]:
+        """The count of its feature views, and the first thousand by name. Raises NotFound, PermissionDenied."""
+        project = await self._row(key)
+        total, rows = await fetch_page(self._database, QUERIES.list_project_feature_views, project["id"], _MAX_VIEWS)
+        return total, [_view(row) for row in rows]
+
+    async def _row(self, key: str) -> Row:
+        return permitted("Project", key, await self._database.fetchrow(QUERIES.project, number("ProjectId", key)))
 
     def _store(self, field: str, title: str) -> str:
         """The feature store of a project of this name, which must be a good one and the caller's to use."""
@@ -211,6 +242,43 @@ def _shown(row: Row) -> pb.Project:
         owner=row["owner"],
         gmt_create_time=timestamp(row["created_at"]),
         gmt_modified_time=timestamp(row["modified_at"]),
+    )
+
+
+def _equal(text: str) -> dict[str, str]:
+    """What of a feature must be equal: values by PAI's names of them."""
+    wanted = json_object("Filter", text)
+    for field, value in wanted.items():
+        one_of("Filter", field, _FILTERS)
+        if not isinstance(value, str):
+            raise invalid(f"Filter.{field}", "must be a string")
+    return {one_of("Filter", field, _FILTERS): value for field, value in wanted.items()}
+
+
+def _feature(row: Row) -> pb.ProjectFeature:
+    return pb.ProjectFeature(
+        name=row["name"],
+        type=row["type"],
+        alias_names=",".join(row["aliases"]),
+        model_feature_count=row["models"],
+        feature_view_id=str(row["id"]),
+        feature_view_name=row["view_name"],
+        owner=row["owner"],
+        gmt_create_time=timestamp(row["created_at"]),
+    )
+
+
+def _view(row: Row) -> pb.ProjectFeatureView:
+    return pb.ProjectFeatureView(
+        feature_view_id=str(row["id"]),
+        name=row["name"],
+        type=row["type"],
+        join_id=row["join_id"] or "",
+        parent_join_id=row["parent_join_id"] or "",
+        features=[
+            pb.ProjectFeatureViewField(name=field["name"], type=field["type"], attributes=field["attributes"])
+            for field in fields.loaded(row["fields"])
+        ],
     )
 
 

@@ -96,13 +96,6 @@ def group_of(view: Row, seconds_of_ttl: int) -> feature_group_pb2.FeatureGroup:
     return group
 
 
-def table_of(view: Row) -> tuple[int, str]:
-    """Datasource and name of the view's offline table: the registered one, or the one of the store's own naming."""
-    if view["register_table"] and view["register_datasource_id"] is not None:
-        return view["register_datasource_id"], view["register_table"]
-    return view["offline_datasource_id"], f"{view['project_name']}_{view['name']}_offline".lower()
-
-
 @dataclass(frozen=True)
 class Source:
     """The rows to publish. Reading blocks: use it in a thread."""

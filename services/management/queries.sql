@@ -89,6 +89,45 @@ WITH matching AS (
 )
 SELECT (SELECT count(*) FROM matching) AS total, page.* FROM (SELECT 1) AS always LEFT JOIN page ON true ORDER BY position;
 
+-- name: list_project_features
+-- feature_view_name_key; selected_feature_view.
+WITH uses AS (
+    SELECT feature_view_id, name, count(DISTINCT model_feature_id) AS models,
+           array_agg(DISTINCT alias_name ORDER BY alias_name) FILTER (WHERE alias_name <> '') AS aliases
+    FROM management.selected_feature WHERE project_id = $1 AND name IS NOT NULL GROUP BY feature_view_id, name
+), matching AS (
+    SELECT v.id, v.name AS view_name, v.owner, v.created_at, v.modified_at, f.position AS field_position,
+           f.field->>'name' AS name, f.field->>'type' AS type,
+           coalesce(u.models, 0) AS models, coalesce(u.aliases, '{}') AS aliases
+    FROM management.feature_view v
+    CROSS JOIN LATERAL jsonb_array_elements(v.fields) WITH ORDINALITY AS f (field, position)
+    LEFT JOIN uses u ON u.feature_view_id = v.id AND u.name = f.field->>'name'
+    WHERE v.project_id = $1 AND NOT f.field->'attributes' ? 'Partition'
+      AND ($2::text = '' OR strpos(f.field->>'name', $2) > 0)
+      AND ($3::text = '' OR EXISTS (SELECT FROM unnest(u.aliases) AS alias WHERE strpos(alias, $3) > 0))
+      AND ($4::bigint IS NULL OR v.id = $4) AND ($5::text = '' OR v.name = $5) AND ($6::text = '' OR v.owner = $6)
+      AND ($7::text = '' OR f.field->>'type' = $7)
+), page AS (
+    SELECT *, row_number() OVER (
+        ORDER BY CASE $8::text WHEN 'ModelFeatureCount' THEN models WHEN 'GmtModifiedTime' THEN extract(epoch FROM modified_at)
+                 ELSE extract(epoch FROM created_at) END * $9::int, id * $9, field_position
+    ) AS position
+    FROM matching ORDER BY position LIMIT $10 OFFSET $11
+)
+SELECT (SELECT count(*) FROM matching) AS total, page.* FROM (SELECT 1) AS always LEFT JOIN page ON true ORDER BY position;
+
+-- name: list_project_feature_views
+-- feature_view_name_key; primary keys.
+WITH page AS (
+    SELECT v.id, v.name, v.type, v.fields, e.join_id, parent.join_id AS parent_join_id
+    FROM management.feature_view v
+    LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
+    LEFT JOIN management.feature_entity parent ON parent.id = e.parent_id
+    WHERE v.project_id = $1 ORDER BY v.name LIMIT $2
+)
+SELECT (SELECT count(*) FROM management.feature_view WHERE project_id = $1) AS total, page.*
+FROM (SELECT 1) AS always LEFT JOIN page ON true ORDER BY page.name;
+
 -- name: update_project
 -- Primary key.
 UPDATE management.project SET name = $2, feature_store = $3, description = $4, modified_at = now() WHERE id = $1;
@@ -191,6 +230,30 @@ WITH matching AS (
 )
 SELECT (SELECT count(*) FROM matching) AS total, page.* FROM (SELECT 1) AS always LEFT JOIN page ON true ORDER BY position;
 
+-- name: list_datasource_feature_views
+-- Primary keys; project_online_datasource, project_offline_datasource and feature_view_register_datasource.
+SELECT v.id, v.name, v.type, v.config, v.ttl, v.created_at, v.modified_at,
+       p.name AS project_name, p.feature_store, e.name AS entity_name,
+       p.online_datasource_id = d.id AND NOT v.write_to_featuredb
+       OR d.type = 'FeatureDB' AND (v.write_to_featuredb OR p.online_datasource_id = d.id) AS online_here
+FROM management.feature_view v
+JOIN management.project p ON p.id = v.project_id
+JOIN management.datasource d ON d.id = $1
+LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
+WHERE (p.online_datasource_id = d.id OR coalesce(v.register_datasource_id, p.offline_datasource_id) = d.id
+       OR v.write_to_featuredb AND d.type = 'FeatureDB')
+  AND ($2::text[] IS NULL OR p.feature_store = ANY($2)) AND ($3::text = '' OR strpos(v.name, $3) > 0)
+  AND ($4::bigint IS NULL OR p.id = $4) AND ($5::text = '' OR strpos(p.name, $5) > 0) AND ($6::text = '' OR v.type = $6)
+ORDER BY extract(epoch FROM CASE $7::text WHEN 'GmtModifiedTime' THEN v.modified_at ELSE v.created_at END) * $8::int, v.id * $8
+LIMIT $9;
+
+-- name: models_of_view
+-- selected_feature_view; primary key. One row for each use of the view, or of one of its fields.
+SELECT m.id, m.name, s.alias_name
+FROM management.selected_feature s JOIN management.model_feature m ON m.id = s.model_feature_id
+WHERE s.project_id = $1 AND s.feature_view_id = $2 AND ($3::text IS NULL OR s.name = $3)
+ORDER BY m.id, s.position;
+
 -- name: update_feature_view_fields
 -- Primary key.
 UPDATE management.feature_view SET fields = $2, modified_at = now() WHERE id = $1;
@@ -274,7 +337,7 @@ SELECT * FROM management.model_feature WHERE id = $1 FOR UPDATE;
 
 -- name: model_feature
 -- Primary keys.
-SELECT m.*, p.name AS project_name, p.feature_store, l.name AS label_table_name
+SELECT m.*, p.name AS project_name, p.feature_store, l.name AS label_table_name, l.fields AS label_fields
 FROM management.model_feature m
 JOIN management.project p ON p.id = m.project_id
 JOIN management.label_table l ON l.id = m.label_table_id
@@ -282,7 +345,8 @@ WHERE m.id = $1;
 
 -- name: selected_features
 -- Primary keys.
-SELECT s.*, v.name AS view_name, v.feature_entity_id, e.name AS entity_name, e.join_id
+SELECT s.*, v.name AS view_name, CASE WHEN s.name IS NULL THEN v.fields END AS view_fields,
+       v.feature_entity_id, e.name AS entity_name, e.join_id
 FROM management.selected_feature s
 JOIN management.feature_view v ON v.id = s.feature_view_id
 LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
@@ -291,7 +355,7 @@ WHERE s.model_feature_id = $1 ORDER BY s.position;
 -- name: list_model_features
 -- model_feature_name_key where a project is given.
 WITH matching AS (
-    SELECT m.*, p.name AS project_name
+    SELECT m.id, m.name, m.project_id, m.label_table_id, m.owner, m.created_at, m.modified_at, p.name AS project_name
     FROM management.model_feature m JOIN management.project p ON p.id = m.project_id
     WHERE ($1::text[] IS NULL OR p.feature_store = ANY($1)) AND ($2::bigint[] = '{}' OR m.id = ANY($2))
       AND ($3::text = '' OR strpos(m.name, $3) > 0) AND ($4::text = '' OR m.owner = $4)
@@ -309,6 +373,10 @@ SELECT (SELECT count(*) FROM matching) AS total, page.* FROM (SELECT 1) AS alway
 -- name: update_model_feature
 -- Primary key.
 UPDATE management.model_feature SET label_table_id = $2, label_priority_level = $3, modified_at = now() WHERE id = $1;
+
+-- name: update_model_feature_fg
+-- Primary key.
+UPDATE management.model_feature SET fg = $2, modified_at = now() WHERE id = $1 RETURNING id;
 
 -- name: delete_model_feature
 -- Primary key; its selected features go with it.

@@ -10,13 +10,15 @@ from chassis.postgres import Database
 from protos.gen.triglot.management.v1 import datasource_pb2 as ds
 from protos.gen.triglot.management.v1 import feature_entity_pb2 as fe
 from protos.gen.triglot.management.v1 import feature_view_pb2 as fv
+from protos.gen.triglot.management.v1 import fg_feature_pb2 as fg_pb
 from protos.gen.triglot.management.v1 import instance_pb2 as ins
 from protos.gen.triglot.management.v1 import label_table_pb2 as lt
 from protos.gen.triglot.management.v1 import management_service_pb2_grpc
 from protos.gen.triglot.management.v1 import model_feature_pb2 as mf
 from protos.gen.triglot.management.v1 import project_pb2 as pr
 from protos.gen.triglot.management.v1 import task_pb2 as tk
-from services.management import publish
+from services.management import fg, publish
+from services.management.datasource_views import DatasourceViews
 from services.management.datasources import Datasources
 from services.management.inputs import invalid, not_found, page_of, required
 from services.management.labels import LabelTables
@@ -24,11 +26,12 @@ from services.management.models import ModelFeatures
 from services.management.offline import OfflineStore
 from services.management.online import OnlineStore
 from services.management.projects import FeatureEntities, Projects
+from services.management.reach import Reach
 from services.management.rows import QUERIES
 from services.management.secrets import ConfigKeeper
 from services.management.settings import ManagementSettings
 from services.management.tasks import Tasks
-from services.management.views import FeatureViews
+from services.management.views import FeatureViews, offline_table_of
 
 _MAX_JOIN_IDS = 1_000
 
@@ -42,6 +45,8 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         self._online = online
         self._offline = OfflineStore(own.offline_roots)
         self._datasources = Datasources(database, keeper, self._offline)
+        self._datasource_views = DatasourceViews(database, online)
+        self._reach = Reach(self._offline, online, own)
         self._projects = Projects(database, self._datasources)
         self._entities = FeatureEntities(database)
         self._views = FeatureViews(database, self._datasources)
@@ -116,6 +121,20 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         names = await self._datasources.tables(request.datasource_id, request.table_name)
         return ds.ListDatasourceTablesResponse(tables=names, total_count=len(names))
 
+    async def CheckInstanceDatasource(
+        self, request: ds.CheckInstanceDatasourceRequest, context: Any
+    ) -> ds.CheckInstanceDatasourceResponse:
+        self._check(request)
+        kind, config = self._datasources.usable(request)
+        why = await self._reach.failure(kind, request.uri, config)
+        return ds.CheckInstanceDatasourceResponse(status="Failure" if why else "Success", message=why)
+
+    async def ListDatasourceFeatureViews(
+        self, request: ds.ListDatasourceFeatureViewsRequest, context: Any
+    ) -> ds.ListDatasourceFeatureViewsResponse:
+        self._check(request)
+        return await self._datasource_views.page(request)
+
     async def CreateProject(self, request: pr.CreateProjectRequest, context: Any) -> pr.CreateProjectResponse:
         self._check(request)
         return pr.CreateProjectResponse(project_id=str(await self._projects.create(request)))
@@ -151,6 +170,20 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
             project_name=project["name"],
             workspace_id=project["workspace_id"],
         )
+
+    async def ListProjectFeatures(
+        self, request: pr.ListProjectFeaturesRequest, context: Any
+    ) -> pr.ListProjectFeaturesResponse:
+        self._check(request)
+        total, page = await self._projects.features(request)
+        return pr.ListProjectFeaturesResponse(features=page, total_count=total)
+
+    async def ListProjectFeatureViews(
+        self, request: pr.ListProjectFeatureViewsRequest, context: Any
+    ) -> pr.ListProjectFeatureViewsResponse:
+        self._check(request)
+        total, views = await self._projects.views(request.project_id)
+        return pr.ListProjectFeatureViewsResponse(feature_views=views, total_count=total)
 
     async def CreateFeatureEntity(
         self, request: fe.CreateFeatureEntityRequest, context: Any
@@ -212,7 +245,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         view = await self._views.row(request.feature_view_id)
         config = publish.asked_for(view, request)
         if config["offline_to_online"]:
-            datasource_id, table_name = publish.table_of(view)
+            datasource_id, table_name = offline_table_of(view)
             folder = await self._datasources.config(datasource_id)
             table = await asyncio.to_thread(self._offline.open, folder, table_name)
             publish.source_of(view, table, config["partitions"])
@@ -227,6 +260,20 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         view = await self._views.row(request.feature_view_id)
         rows = await self._online.read(view, request.join_ids) if request.join_ids else []
         return fv.ListFeatureViewOnlineFeaturesResponse(online_features=rows)
+
+    async def ListFeatureViewRelationships(
+        self, request: fv.ListFeatureViewRelationshipsRequest, context: Any
+    ) -> fv.ListFeatureViewRelationshipsResponse:
+        self._check(request)
+        found = await self._views.relationships(request.feature_view_id)
+        return fv.ListFeatureViewRelationshipsResponse(relationships=[found])
+
+    async def ListFeatureViewFieldRelationships(
+        self, request: fv.ListFeatureViewFieldRelationshipsRequest, context: Any
+    ) -> fv.ListFeatureViewFieldRelationshipsResponse:
+        self._check(request)
+        found = await self._views.field_relationships(request.feature_view_id, request.field_name)
+        return fv.ListFeatureViewFieldRelationshipsResponse(relationships=[found])
 
     async def CreateLabelTable(self, request: lt.CreateLabelTableRequest, context: Any) -> lt.CreateLabelTableResponse:
         self._check(request)
@@ -281,6 +328,39 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         self._check(request)
         await self._models.delete(request.model_feature_id)
         return mf.DeleteModelFeatureResponse()
+
+    async def GetModelFeatureFGFeature(
+        self, request: fg_pb.GetModelFeatureFGFeatureRequest, context: Any
+    ) -> fg_pb.GetModelFeatureFGFeatureResponse:
+        self._check(request)
+        return fg_pb.GetModelFeatureFGFeatureResponse(fg_feature=await self._models.fg(request.model_feature_id))
+
+    async def UpdateModelFeatureFGFeature(
+        self, request: fg_pb.UpdateModelFeatureFGFeatureRequest, context: Any
+    ) -> fg_pb.UpdateModelFeatureFGFeatureResponse:
+        self._check(request)
+        await self._models.update_fg(request)
+        return fg_pb.UpdateModelFeatureFGFeatureResponse()
+
+    async def GetModelFeatureFGInfo(
+        self, request: fg_pb.GetModelFeatureFGInfoRequest, context: Any
+    ) -> fg_pb.GetModelFeatureFGInfoResponse:
+        self._check(request)
+        return fg_pb.GetModelFeatureFGInfoResponse(content=fg.content(await self._models.fg(request.model_feature_id)))
+
+    async def CheckModelFeatureFGFeature(
+        self, request: fg_pb.CheckModelFeatureFGFeatureRequest, context: Any
+    ) -> fg_pb.CheckModelFeatureFGFeatureResponse:
+        self._check(request)
+        results = await self._models.check_fg(request.model_feature_id)
+        return fg_pb.CheckModelFeatureFGFeatureResponse(fg_check_results=results)
+
+    async def ListModelFeatureAvailableFeatures(
+        self, request: fg_pb.ListModelFeatureAvailableFeaturesRequest, context: Any
+    ) -> fg_pb.ListModelFeatureAvailableFeaturesResponse:
+        self._check(request)
+        found = await self._models.available(request.model_feature_id, request.feature_name)
+        return fg_pb.ListModelFeatureAvailableFeaturesResponse(available_features=found, total_count=len(found))
 
     async def GetTask(self, request: tk.GetTaskRequest, context: Any) -> tk.GetTaskResponse:
         self._check(request)

@@ -21,6 +21,12 @@ class ManagementSettings(SettingsModel):
     offline_roots: tuple[Path, ...] = Field(
         (), description="Folders, a JSON list, below which a datasource's Parquet files may be. Empty: none may."
     )
+    datasource_hosts: tuple[str, ...] = Field(
+        (), description="Hosts, a JSON list of `host` or `host:port`, that a datasource may lead to. Empty: none may."
+    )
+    check_timeout_seconds: float = Field(
+        5.0, gt=0, le=60, description="How long CheckInstanceDatasource waits for what it tries to reach."
+    )
     ttl_unit: Literal["days", "seconds"] = Field("days", description="What the TTL of a PAI feature view counts.")
     publish_timeout_seconds: float = Field(6 * 3600.0, gt=0, description="How long the publish of one table may take.")
     publish_batch_rows: int = Field(

@@ -104,6 +104,34 @@ class FeatureViews:
         )
         return total, [_summary(row) for row in rows]
 
+    async def relationships(self, key: str) -> pb.FeatureViewRelationship:
+        """The view and the model features that use it. Raises NotFound, PermissionDenied."""
+        row = await self.row(key)
+        models = await self._database.fetch(QUERIES.models_of_view, row["project_id"], row["id"], None)
+        names = {each["id"]: each["name"] for each in models}
+        return pb.FeatureViewRelationship(
+            feature_view_name=row["name"],
+            project_name=row["project_name"],
+            models=[pb.RelatedModel(model_id=str(model_id), model_name=title) for model_id, title in names.items()],
+        )
+
+    async def field_relationships(self, key: str, field: str) -> pb.FieldRelationship:
+        """A field, its tables and the model features that take it. Raises NotFound, PermissionDenied."""
+        row = await self.row(key)
+        if required("FieldName", field) not in {each["name"] for each in fields.loaded(row["fields"])}:
+            raise not_found("Field", field)
+        models = await self._database.fetch(QUERIES.models_of_view, row["project_id"], row["id"], field)
+        _, offline_table = offline_table_of(row)
+        return pb.FieldRelationship(
+            feature_name=field,
+            offline_table_name=offline_table,
+            online_table_name=f"{row['project_name']}_{row['name']}_online".lower() if row["sync_online_table"] else "",
+            models=[
+                pb.FieldModel(model_id=str(each["id"]), model_name=each["name"], feature_alias_name=each["alias_name"])
+                for each in models
+            ],
+        )
+
     async def update(self, request: pb.UpdateFeatureViewRequest) -> None:
         """Raises InvalidArgument if a field goes or changes type or key; FailedPrecondition if columns come or change
         after the view was published."""
@@ -168,6 +196,13 @@ class FeatureViews:
         if datasource["type"] != OFFLINE_TYPE:
             raise invalid("RegisterDatasourceId", f"must be of type {OFFLINE_TYPE}, not {datasource['type']}")
         return int(datasource["id"])
+
+
+def offline_table_of(view: Row) -> tuple[int, str]:
+    """Datasource and name of the view's offline table: the registered one, or the one of the store's own naming."""
+    if view["register_table"] and view["register_datasource_id"] is not None:
+        return view["register_datasource_id"], view["register_table"]
+    return view["offline_datasource_id"], f"{view['project_name']}_{view['name']}_offline".lower()
 
 
 def _check_update(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:

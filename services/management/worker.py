@@ -36,7 +36,7 @@ from services.management.rows import Row
 from services.management.secrets import ConfigKeeper
 from services.management.settings import ManagementSettings
 from services.management.tasks import Tasks
-from services.management.views import FeatureViews
+from services.management.views import FeatureViews, offline_table_of
 
 REPORT_SECONDS = 0.5
 # A task that kills every worker that takes it up is not given to another one for ever.
@@ -183,7 +183,7 @@ class Worker:
         return row
 
     async def _open(self, view: Row, config: dict[str, Any]) -> publish.Source:
-        datasource_id, table_name = publish.table_of(view)
+        datasource_id, table_name = offline_table_of(view)
         folder = await self._datasources.config(datasource_id)
         table = await asyncio.to_thread(self._offline.open, folder, table_name)
         return publish.source_of(view, table, config["partitions"])

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -471,3 +472,44 @@ async def test_a_worker_that_wakes_up_leaves_the_task_to_its_successor(
     assert await database.fetch(queued) == []
     lines = await logs(caller, task)
     assert sum("by worker" in line for line in lines) == 2, lines
+
+
+async def test_a_datasource_tells_what_its_views_take(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    write(tmp_path, range(10))
+    view = await view_of_users(caller, tmp_path)
+    await caller.made(
+        "FeatureView", Name="unused", ProjectId="1", Type="Stream", WriteMethod="Custom", SyncOnlineTable=True
+    )
+    async with worker(settings, own, serving):
+        await until_task(caller, await publish(caller, view), "Success")
+    assert len(await online(caller, view, 1, 2, 99)) == 2
+    today = datetime.now(UTC).date().isoformat()
+
+    async def listed(**changes: Any) -> Any:
+        return await caller.answer("ListDatasourceFeatureViews", DatasourceId="2", **changes)
+
+    # The day may have changed since.
+    answer = await listed(EndDate=(date.fromisoformat(today) + timedelta(days=1)).isoformat())
+    assert [each["Name"] for each in answer["FeatureViews"]] == ["unused", "profile"]
+    unused, used = (each["UsageStatistics"] for each in answer["FeatureViews"])
+    assert (unused["RowCount"], unused["ReadWriteCount"]) == (0, [])
+    assert (used["RowCount"], used["DiskUsage"]) == (10, 0)
+    assert sum(day["ReadCount"] for day in used["ReadWriteCount"]) == 3
+    assert sum(day["WriteCount"] for day in used["ReadWriteCount"]) == 10
+    total = answer["TotalUsageStatistics"]
+    assert total["TotalMemoryUsage"] == used["MemoryUsage"] > 0
+    assert [day["TotalReadCount"] for day in total["TotalReadWriteCount"]] == [
+        day["ReadCount"] for day in used["ReadWriteCount"]
+    ]
+    busiest = await listed(SortBy="WriteCount", PageSize=1)
+    assert ([each["Name"] for each in busiest["FeatureViews"]], busiest["TotalCount"]) == (["profile"], 2)
+    brief = await listed(ShowStorageUsage=False)
+    assert "RowCount" not in brief["FeatureViews"][1]["UsageStatistics"]
+    assert "TotalMemoryUsage" not in brief["TotalUsageStatistics"]
+    assert "UsageStatistics" not in (await listed(Verbose=False))["FeatureViews"][1]
+    # The view's table is in the other datasource, its rows are not.
+    offline = await caller.answer("ListDatasourceFeatureViews", DatasourceId="1", Name="prof")
+    assert ["UsageStatistics" in each for each in offline["FeatureViews"]] == [False]
+    assert "TotalUsageStatistics" not in offline

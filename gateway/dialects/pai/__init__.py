@@ -54,11 +54,9 @@ def _rows(operation: Operation, stub: Any) -> Iterable[Row]:
     methods = ("GET", "POST") if operation.method == "GET" else tuple({operation.method, "POST"})
     path = f"{DOCUMENT_ROOT}/{operation.name}"
     yield Row(methods, path, operation.name, rpc, lambda exchange: read_message(kind, parameters(exchange)), answer)
-    pattern = f"{SDK_ROOT}{operation.path}"
-    segments = pattern.split("/")
-    if segments[-1].endswith("Name}"):
-        # A name may hold an encoded slash, which the router sees decoded.
-        pattern = pattern[:-1] + ":path}"
+    segments = f"{SDK_ROOT}{operation.path}".split("/")
+    # A name may hold an encoded slash, which the router sees decoded.
+    pattern = "/".join(f"{part[:-1]}:path}}" if part.endswith("Name}") else part for part in segments)
     yield Row((operation.method,), pattern, operation.name, rpc, _sdk_request_of(operation, kind, segments), answer)
 
 

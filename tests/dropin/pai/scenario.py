@@ -61,6 +61,8 @@ def catalogue(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
         instance, asked.get("offline", seen["project"]["OfflineDatasourceId"]), models.ListDatasourceTablesRequest()
     ).body.to_map()
     seen["table"] = client.get_datasource_table(instance, seen["project"]["OfflineDatasourceId"], "users").body.to_map()
+    seen["across"] = {name: call().body.to_map() for name, call in lists_across(client, instance, ids).items()}
+    seen["fg"] = {name: call().body.to_map() for name, call in generation(client, instance, ids).items()}
     client.update_project(instance, ids["project"], models.UpdateProjectRequest(description="naïve ☃"))
     seen["description"] = client.get_project(instance, ids["project"]).body.description
     client.update_label_table(
@@ -87,6 +89,59 @@ def catalogue(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
     client.delete_feature_view(instance, ids["feature_view"])
     seen["deleted"] = refusal(lambda: client.get_feature_view(instance, ids["feature_view"]))
     return seen
+
+
+def lists_across(client: Client, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
+    """Lists of what belongs to something else."""
+    project, view, datasource = ids["project"], ids["feature_view"], ids["datasource"]
+    return {
+        "features": lambda: client.list_project_features(
+            instance, project, models.ListProjectFeaturesRequest(name="a", sort_by="ModelFeatureCount", page_size=1)
+        ),
+        "views": lambda: client.list_project_feature_views(instance, project),
+        "models of a view": lambda: client.list_feature_view_relationships(instance, view),
+        "models of a field": lambda: client.list_feature_view_field_relationships(instance, view, "age"),
+        "views of a datasource": lambda: client.list_datasource_feature_views(
+            instance, datasource, models.ListDatasourceFeatureViewsRequest(all=True, project_id=project)
+        ),
+        "a datasource that works": lambda: client.check_instance_datasource(
+            instance, models.CheckInstanceDatasourceRequest(type="FeatureDB", uri="feature_db", config="{}")
+        ),
+    }
+
+
+def generation(client: Client, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
+    """How features are generated from those of a model feature: written, read, checked."""
+    model = ids["model_feature"]
+    raw = {
+        "feature_domain": "User", "feature_name": "f_years", "feature_type": "RawFeature",
+        "input_feature_name": "years", "value_type": "INTEGER", "default_value": "0",
+    }  # fmt: skip
+    request = models.UpdateModelFeatureFGFeatureRequest(
+        raw_features=[models.UpdateModelFeatureFGFeatureRequestRawFeatures(**raw)],
+        lookup_features=[
+            models.UpdateModelFeatureFGFeatureRequestLookupFeatures(
+                map_feature_domain="Item", map_feature_name="years", key_feature_domain="User",
+                key_feature_name="years", feature_name="f_lookup", value_type="STRING", default_value="",
+            )
+        ],
+        sequence_features=[
+            models.UpdateModelFeatureFGFeatureRequestSequenceFeatures(
+                feature_name="clicks", sequence_length=50, sequence_delim=";", attribute_delim="#",
+                sub_features=[models.UpdateModelFeatureFGFeatureRequestSequenceFeaturesSubFeatures(**raw)],
+            )
+        ],
+        reserves=["years"],
+    )  # fmt: skip
+    return {
+        "update": lambda: client.update_model_feature_fgfeature(instance, model, request),
+        "get": lambda: client.get_model_feature_fgfeature(instance, model),
+        "info": lambda: client.get_model_feature_fginfo(instance, model),
+        "check": lambda: client.check_model_feature_fgfeature(instance, model),
+        "available": lambda: client.list_model_feature_available_features(
+            instance, model, models.ListModelFeatureAvailableFeaturesRequest(feature_name="year")
+        ),
+    }
 
 
 VIEW_FIELDS = (

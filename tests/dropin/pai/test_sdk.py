@@ -143,6 +143,29 @@ async def test_catalogue(endpoint: str, credential: dict[str, str], users: Path)
     assert seen["by_name"]["FeatureEntityId"] == ids["feature_entity"]
     assert seen["tables"]["Tables"] == ["users"]
     assert seen["table"]["Fields"][-1] == {"Name": "ds", "Type": "STRING", "Attributes": ["Partition"]}
+    across = seen["across"]
+    [feature] = across["features"]["Features"]
+    assert (feature["Name"], feature["AliasNames"], feature["ModelFeatureCount"]) == ("age", "years", 1)
+    assert across["features"]["TotalCount"] == 3
+    assert len(across["views"]["FeatureViews"][0]["Features"]) == 6
+    assert across["models of a view"]["Relationships"][0]["Models"][0]["ModelName"] == "model"
+    assert across["models of a field"]["Relationships"][0]["Models"][0]["FeatureAliasName"] == "years"
+    assert across["views of a datasource"]["TotalCount"] == 1
+    assert across["a datasource that works"]["Status"] == "Success"
+    assert all(answer.get("requestId") or answer["RequestId"] for answer in (across | seen["fg"]).values())
+    generated = seen["fg"]["get"]
+    assert [each["FeatureName"] for each in generated["RawFeatures"]] == ["f_years"]
+    assert generated["LookupFeatures"][0]["DefaultValue"] == ""
+    assert generated["SequenceFeatures"][0]["SubFeatures"][0]["InputFeatureName"] == "years"
+    assert generated["Reserves"] == ["years"]
+    content = json.loads(seen["fg"]["info"]["Content"])
+    assert [each.get("feature_name") or each["sequence_name"] for each in content["features"]] == [
+        "f_years",
+        "f_lookup",
+        "clicks",
+    ]
+    assert [each["Status"] for each in seen["fg"]["check"]["FGCheckResults"]] == [True] * 4
+    assert [each["Name"] for each in seen["fg"]["available"]["AvaliableFeatures"]] == ["years"]
     assert seen["description"] == "naïve ☃"
     assert seen["update_request_id"]
     assert seen["asynchronous"] == "shop"

@@ -520,3 +520,388 @@ class ListDatasourceTablesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDatasourceTablesResponse: _TypeAlias = ListDatasourceTablesResponse  # noqa: Y015
+
+@_typing.final
+class CheckInstanceDatasourceRequest(_message.Message):
+    """See CheckInstanceDatasource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    type: _builtins.str
+    """MaxCompute, Hologres, GraphCompute, Redis, Tablestore or FeatureDB."""
+    uri: _builtins.str
+    """See Datasource."""
+    config: _builtins.str
+    """As for CreateDatasource. Hologres: `{"host": .., "port": .., "user": .., "password": ..}`."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        type: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        config: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "instance_id", b"instance_id", "type", b"type", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckInstanceDatasourceRequest: _TypeAlias = CheckInstanceDatasourceRequest  # noqa: Y015
+
+@_typing.final
+class CheckInstanceDatasourceResponse(_message.Message):
+    """See CheckInstanceDatasource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """`Success` or `Failure`."""
+    message: _builtins.str
+    """After a failure: the step that failed, and why."""
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckInstanceDatasourceResponse: _TypeAlias = CheckInstanceDatasourceResponse  # noqa: Y015
+
+@_typing.final
+class ReadWriteCount(_message.Message):
+    """What was done with rows on one day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    READ_COUNT_FIELD_NUMBER: _builtins.int
+    WRITE_COUNT_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """The day in UTC, such as 2026-01-31."""
+    read_count: _builtins.int
+    """Rows that were asked for."""
+    write_count: _builtins.int
+    """Rows that were written."""
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        read_count: _builtins.int = ...,
+        write_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "read_count", b"read_count", "write_count", b"write_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadWriteCount: _TypeAlias = ReadWriteCount  # noqa: Y015
+
+@_typing.final
+class UsageStatistics(_message.Message):
+    """What a feature view's online rows take, and what is done with them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    DISK_USAGE_FIELD_NUMBER: _builtins.int
+    MEMORY_USAGE_FIELD_NUMBER: _builtins.int
+    READ_WRITE_COUNT_FIELD_NUMBER: _builtins.int
+    row_count: _builtins.int
+    """Online rows. Absent unless storage is to be shown."""
+    disk_usage: _builtins.float
+    """Bytes on disk: 0, rows are in memory. Absent unless storage is to be shown."""
+    memory_usage: _builtins.float
+    """Bytes of keys and values in memory. Absent unless storage is to be shown."""
+    @_builtins.property
+    def read_write_count(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadWriteCount]:
+        """The days on which anything was read or written, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        row_count: _builtins.int | None = ...,
+        disk_usage: _builtins.float | None = ...,
+        memory_usage: _builtins.float | None = ...,
+        read_write_count: _abc.Iterable[Global___ReadWriteCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_usage", b"_disk_usage", "_memory_usage", b"_memory_usage", "_row_count", b"_row_count", "disk_usage", b"disk_usage", "memory_usage", b"memory_usage", "row_count", b"row_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_usage", b"_disk_usage", "_memory_usage", b"_memory_usage", "_row_count", b"_row_count", "disk_usage", b"disk_usage", "memory_usage", b"memory_usage", "read_write_count", b"read_write_count", "row_count", b"row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__disk_usage: _TypeAlias = _typing.Literal["disk_usage"]  # noqa: Y015
+    _WhichOneofArgType__disk_usage: _TypeAlias = _typing.Literal["_disk_usage", b"_disk_usage"]  # noqa: Y015
+    _WhichOneofReturnType__memory_usage: _TypeAlias = _typing.Literal["memory_usage"]  # noqa: Y015
+    _WhichOneofArgType__memory_usage: _TypeAlias = _typing.Literal["_memory_usage", b"_memory_usage"]  # noqa: Y015
+    _WhichOneofReturnType__row_count: _TypeAlias = _typing.Literal["row_count"]  # noqa: Y015
+    _WhichOneofArgType__row_count: _TypeAlias = _typing.Literal["_row_count", b"_row_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_usage) -> _WhichOneofReturnType__disk_usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_usage) -> _WhichOneofReturnType__memory_usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__row_count) -> _WhichOneofReturnType__row_count | None: ...
+
+Global___UsageStatistics: _TypeAlias = UsageStatistics  # noqa: Y015
+
+@_typing.final
+class TotalReadWriteCount(_message.Message):
+    """The same on one day, for several feature views together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    TOTAL_READ_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_WRITE_COUNT_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """The day in UTC, such as 2026-01-31."""
+    total_read_count: _builtins.int
+    """Rows that were asked for."""
+    total_write_count: _builtins.int
+    """Rows that were written."""
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        total_read_count: _builtins.int = ...,
+        total_write_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "total_read_count", b"total_read_count", "total_write_count", b"total_write_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TotalReadWriteCount: _TypeAlias = TotalReadWriteCount  # noqa: Y015
+
+@_typing.final
+class TotalUsageStatistics(_message.Message):
+    """UsageStatistics of all feature views that match, on whichever page they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_DISK_USAGE_FIELD_NUMBER: _builtins.int
+    TOTAL_MEMORY_USAGE_FIELD_NUMBER: _builtins.int
+    TOTAL_READ_WRITE_COUNT_FIELD_NUMBER: _builtins.int
+    total_disk_usage: _builtins.float
+    """Bytes on disk: 0. Absent unless storage is to be shown."""
+    total_memory_usage: _builtins.float
+    """Bytes of keys and values in memory. Absent unless storage is to be shown."""
+    @_builtins.property
+    def total_read_write_count(self) -> _containers.RepeatedCompositeFieldContainer[Global___TotalReadWriteCount]:
+        """The days on which anything was read or written, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        total_disk_usage: _builtins.float | None = ...,
+        total_memory_usage: _builtins.float | None = ...,
+        total_read_write_count: _abc.Iterable[Global___TotalReadWriteCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_disk_usage", b"_total_disk_usage", "_total_memory_usage", b"_total_memory_usage", "total_disk_usage", b"total_disk_usage", "total_memory_usage", b"total_memory_usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_disk_usage", b"_total_disk_usage", "_total_memory_usage", b"_total_memory_usage", "total_disk_usage", b"total_disk_usage", "total_memory_usage", b"total_memory_usage", "total_read_write_count", b"total_read_write_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total_disk_usage: _TypeAlias = _typing.Literal["total_disk_usage"]  # noqa: Y015
+    _WhichOneofArgType__total_disk_usage: _TypeAlias = _typing.Literal["_total_disk_usage", b"_total_disk_usage"]  # noqa: Y015
+    _WhichOneofReturnType__total_memory_usage: _TypeAlias = _typing.Literal["total_memory_usage"]  # noqa: Y015
+    _WhichOneofArgType__total_memory_usage: _TypeAlias = _typing.Literal["_total_memory_usage", b"_total_memory_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_disk_usage) -> _WhichOneofReturnType__total_disk_usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_memory_usage) -> _WhichOneofReturnType__total_memory_usage | None: ...
+
+Global___TotalUsageStatistics: _TypeAlias = TotalUsageStatistics  # noqa: Y015
+
+@_typing.final
+class DatasourceFeatureView(_message.Message):
+    """A feature view that reads from a datasource or writes to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_VIEW_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROJECT_NAME_FIELD_NUMBER: _builtins.int
+    FEATURE_ENTITY_NAME_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    USAGE_STATISTICS_FIELD_NUMBER: _builtins.int
+    feature_view_id: _builtins.str
+    """Decimal number."""
+    name: _builtins.str
+    """Unique in its project."""
+    type: _builtins.str
+    """Batch, Stream, Sequence or DynamicEmbedding."""
+    project_name: _builtins.str
+    """Name of the project."""
+    feature_entity_name: _builtins.str
+    """Name of the entity; empty if it has none."""
+    config: _builtins.str
+    """JSON text."""
+    ttl: _builtins.int
+    """See FeatureView."""
+    @_builtins.property
+    def usage_statistics(self) -> Global___UsageStatistics:
+        """Only where the online rows are in this datasource, unless `verbose` is false."""
+
+    def __init__(
+        self,
+        *,
+        feature_view_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        project_name: _builtins.str = ...,
+        feature_entity_name: _builtins.str = ...,
+        config: _builtins.str = ...,
+        ttl: _builtins.int = ...,
+        usage_statistics: Global___UsageStatistics | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage_statistics", b"usage_statistics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "feature_entity_name", b"feature_entity_name", "feature_view_id", b"feature_view_id", "name", b"name", "project_name", b"project_name", "ttl", b"ttl", "type", b"type", "usage_statistics", b"usage_statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasourceFeatureView: _TypeAlias = DatasourceFeatureView  # noqa: Y015
+
+@_typing.final
+class ListDatasourceFeatureViewsRequest(_message.Message):
+    """See ListDatasourceFeatureViews."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DATASOURCE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
+    SHOW_STORAGE_USAGE_FIELD_NUMBER: _builtins.int
+    VERBOSE_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    PAGE_NUMBER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    SORT_BY_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    datasource_id: _builtins.str
+    """Decimal number."""
+    name: _builtins.str
+    """Only names that contain this text."""
+    project_id: _builtins.str
+    """Only this project's."""
+    project_name: _builtins.str
+    """Only projects whose name contains this text."""
+    type: _builtins.str
+    """Only this type."""
+    start_date: _builtins.str
+    """First day of the statistics, such as 2026-01-31. Absent: 29 days before `end_date`."""
+    end_date: _builtins.str
+    """Last day of the statistics, at most 30 days after the first. Absent: today, in UTC."""
+    show_storage_usage: _builtins.bool
+    """Whether rows and bytes are shown; true if absent."""
+    verbose: _builtins.bool
+    """Whether each view has its statistics, besides the total; true if absent."""
+    all: _builtins.bool
+    """All views on one page."""
+    page_number: _builtins.int
+    """1 or more; 1 if absent."""
+    page_size: _builtins.int
+    """1 to 100; 10 if absent."""
+    sort_by: _builtins.str
+    """`GmtCreateTime` (default), `GmtModifiedTime`, `ReadCount` or `WriteCount`."""
+    order: _builtins.str
+    """`ASC` or `DESC` (default), in any case."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        datasource_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        project_name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        start_date: _builtins.str = ...,
+        end_date: _builtins.str = ...,
+        show_storage_usage: _builtins.bool | None = ...,
+        verbose: _builtins.bool | None = ...,
+        all: _builtins.bool = ...,
+        page_number: _builtins.int | None = ...,
+        page_size: _builtins.int | None = ...,
+        sort_by: _builtins.str = ...,
+        order: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_number", b"_page_number", "_page_size", b"_page_size", "_show_storage_usage", b"_show_storage_usage", "_verbose", b"_verbose", "page_number", b"page_number", "page_size", b"page_size", "show_storage_usage", b"show_storage_usage", "verbose", b"verbose"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_number", b"_page_number", "_page_size", b"_page_size", "_show_storage_usage", b"_show_storage_usage", "_verbose", b"_verbose", "all", b"all", "datasource_id", b"datasource_id", "end_date", b"end_date", "instance_id", b"instance_id", "name", b"name", "order", b"order", "page_number", b"page_number", "page_size", b"page_size", "project_id", b"project_id", "project_name", b"project_name", "show_storage_usage", b"show_storage_usage", "sort_by", b"sort_by", "start_date", b"start_date", "type", b"type", "verbose", b"verbose"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_number: _TypeAlias = _typing.Literal["page_number"]  # noqa: Y015
+    _WhichOneofArgType__page_number: _TypeAlias = _typing.Literal["_page_number", b"_page_number"]  # noqa: Y015
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__show_storage_usage: _TypeAlias = _typing.Literal["show_storage_usage"]  # noqa: Y015
+    _WhichOneofArgType__show_storage_usage: _TypeAlias = _typing.Literal["_show_storage_usage", b"_show_storage_usage"]  # noqa: Y015
+    _WhichOneofReturnType__verbose: _TypeAlias = _typing.Literal["verbose"]  # noqa: Y015
+    _WhichOneofArgType__verbose: _TypeAlias = _typing.Literal["_verbose", b"_verbose"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_number) -> _WhichOneofReturnType__page_number | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__show_storage_usage) -> _WhichOneofReturnType__show_storage_usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__verbose) -> _WhichOneofReturnType__verbose | None: ...
+
+Global___ListDatasourceFeatureViewsRequest: _TypeAlias = ListDatasourceFeatureViewsRequest  # noqa: Y015
+
+@_typing.final
+class ListDatasourceFeatureViewsResponse(_message.Message):
+    """See ListDatasourceFeatureViews."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_VIEWS_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_USAGE_STATISTICS_FIELD_NUMBER: _builtins.int
+    total_count: _builtins.int
+    """How many there are on all pages."""
+    @_builtins.property
+    def feature_views(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasourceFeatureView]:
+        """The page."""
+
+    @_builtins.property
+    def total_usage_statistics(self) -> Global___TotalUsageStatistics:
+        """Only for a datasource of online rows."""
+
+    def __init__(
+        self,
+        *,
+        feature_views: _abc.Iterable[Global___DatasourceFeatureView] | None = ...,
+        total_count: _builtins.int = ...,
+        total_usage_statistics: Global___TotalUsageStatistics | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total_usage_statistics", b"total_usage_statistics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_views", b"feature_views", "total_count", b"total_count", "total_usage_statistics", b"total_usage_statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatasourceFeatureViewsResponse: _TypeAlias = ListDatasourceFeatureViewsResponse  # noqa: Y015

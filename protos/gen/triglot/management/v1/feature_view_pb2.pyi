@@ -855,3 +855,231 @@ class ListFeatureViewOnlineFeaturesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFeatureViewOnlineFeaturesResponse: _TypeAlias = ListFeatureViewOnlineFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class RelatedModel(_message.Message):
+    """A model feature that uses a feature view."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """Decimal number."""
+    model_name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "model_name", b"model_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelatedModel: _TypeAlias = RelatedModel  # noqa: Y015
+
+@_typing.final
+class FeatureViewRelationship(_message.Message):
+    """A feature view and the model features that use it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_VIEW_NAME_FIELD_NUMBER: _builtins.int
+    PROJECT_NAME_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    feature_view_name: _builtins.str
+    """Name of the view."""
+    project_name: _builtins.str
+    """Name of the project."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelatedModel]:
+        """The model features, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        feature_view_name: _builtins.str = ...,
+        project_name: _builtins.str = ...,
+        models: _abc.Iterable[Global___RelatedModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view_name", b"feature_view_name", "models", b"models", "project_name", b"project_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureViewRelationship: _TypeAlias = FeatureViewRelationship  # noqa: Y015
+
+@_typing.final
+class ListFeatureViewRelationshipsRequest(_message.Message):
+    """See ListFeatureViewRelationships."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    feature_view_id: _builtins.str
+    """Decimal number."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        feature_view_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view_id", b"feature_view_id", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureViewRelationshipsRequest: _TypeAlias = ListFeatureViewRelationshipsRequest  # noqa: Y015
+
+@_typing.final
+class ListFeatureViewRelationshipsResponse(_message.Message):
+    """See ListFeatureViewRelationships."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def relationships(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureViewRelationship]:
+        """One element, for the view."""
+
+    def __init__(
+        self,
+        *,
+        relationships: _abc.Iterable[Global___FeatureViewRelationship] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["relationships", b"relationships"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureViewRelationshipsResponse: _TypeAlias = ListFeatureViewRelationshipsResponse  # noqa: Y015
+
+@_typing.final
+class FieldModel(_message.Message):
+    """A model feature that takes a field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    FEATURE_ALIAS_NAME_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """Decimal number."""
+    model_name: _builtins.str
+    """Its name."""
+    feature_alias_name: _builtins.str
+    """What it calls the field; empty: the field's name."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        model_name: _builtins.str = ...,
+        feature_alias_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_alias_name", b"feature_alias_name", "model_id", b"model_id", "model_name", b"model_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldModel: _TypeAlias = FieldModel  # noqa: Y015
+
+@_typing.final
+class FieldRelationship(_message.Message):
+    """A field, where its values are, and the model features that take it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_NAME_FIELD_NUMBER: _builtins.int
+    OFFLINE_TABLE_NAME_FIELD_NUMBER: _builtins.int
+    ONLINE_TABLE_NAME_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    feature_name: _builtins.str
+    """Name of the field."""
+    offline_table_name: _builtins.str
+    """The offline table that holds it."""
+    online_table_name: _builtins.str
+    """The online table that holds it, in PAI's naming; empty if the view has none."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldModel]:
+        """The model features, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        feature_name: _builtins.str = ...,
+        offline_table_name: _builtins.str = ...,
+        online_table_name: _builtins.str = ...,
+        models: _abc.Iterable[Global___FieldModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_name", b"feature_name", "models", b"models", "offline_table_name", b"offline_table_name", "online_table_name", b"online_table_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldRelationship: _TypeAlias = FieldRelationship  # noqa: Y015
+
+@_typing.final
+class ListFeatureViewFieldRelationshipsRequest(_message.Message):
+    """See ListFeatureViewFieldRelationships."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_ID_FIELD_NUMBER: _builtins.int
+    FIELD_NAME_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    feature_view_id: _builtins.str
+    """Decimal number."""
+    field_name: _builtins.str
+    """Name of a field of the view."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        feature_view_id: _builtins.str = ...,
+        field_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view_id", b"feature_view_id", "field_name", b"field_name", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureViewFieldRelationshipsRequest: _TypeAlias = ListFeatureViewFieldRelationshipsRequest  # noqa: Y015
+
+@_typing.final
+class ListFeatureViewFieldRelationshipsResponse(_message.Message):
+    """See ListFeatureViewFieldRelationships."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELATIONSHIPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def relationships(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldRelationship]:
+        """One element, for the field."""
+
+    def __init__(
+        self,
+        *,
+        relationships: _abc.Iterable[Global___FieldRelationship] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["relationships", b"relationships"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureViewFieldRelationshipsResponse: _TypeAlias = ListFeatureViewFieldRelationshipsResponse  # noqa: Y015

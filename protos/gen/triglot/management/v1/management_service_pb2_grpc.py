@@ -7,6 +7,7 @@ import warnings
 from protos.gen.triglot.management.v1 import datasource_pb2 as triglot_dot_management_dot_v1_dot_datasource__pb2
 from protos.gen.triglot.management.v1 import feature_entity_pb2 as triglot_dot_management_dot_v1_dot_feature__entity__pb2
 from protos.gen.triglot.management.v1 import feature_view_pb2 as triglot_dot_management_dot_v1_dot_feature__view__pb2
+from protos.gen.triglot.management.v1 import fg_feature_pb2 as triglot_dot_management_dot_v1_dot_fg__feature__pb2
 from protos.gen.triglot.management.v1 import instance_pb2 as triglot_dot_management_dot_v1_dot_instance__pb2
 from protos.gen.triglot.management.v1 import label_table_pb2 as triglot_dot_management_dot_v1_dot_label__table__pb2
 from protos.gen.triglot.management.v1 import model_feature_pb2 as triglot_dot_management_dot_v1_dot_model__feature__pb2
@@ -99,6 +100,16 @@ class ManagementServiceStub:
                 request_serializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceTablesRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceTablesResponse.FromString,
                 _registered_method=True)
+        self.CheckInstanceDatasource = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/CheckInstanceDatasource',
+                request_serializer=triglot_dot_management_dot_v1_dot_datasource__pb2.CheckInstanceDatasourceRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_datasource__pb2.CheckInstanceDatasourceResponse.FromString,
+                _registered_method=True)
+        self.ListDatasourceFeatureViews = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ListDatasourceFeatureViews',
+                request_serializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceFeatureViewsRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceFeatureViewsResponse.FromString,
+                _registered_method=True)
         self.CreateProject = channel.unary_unary(
                 '/triglot.management.v1.ManagementService/CreateProject',
                 request_serializer=triglot_dot_management_dot_v1_dot_project__pb2.CreateProjectRequest.SerializeToString,
@@ -128,6 +139,16 @@ class ManagementServiceStub:
                 '/triglot.management.v1.ManagementService/GetProjectFeatureEntity',
                 request_serializer=triglot_dot_management_dot_v1_dot_project__pb2.GetProjectFeatureEntityRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_project__pb2.GetProjectFeatureEntityResponse.FromString,
+                _registered_method=True)
+        self.ListProjectFeatures = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ListProjectFeatures',
+                request_serializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeaturesRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeaturesResponse.FromString,
+                _registered_method=True)
+        self.ListProjectFeatureViews = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ListProjectFeatureViews',
+                request_serializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeatureViewsRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeatureViewsResponse.FromString,
                 _registered_method=True)
         self.CreateFeatureEntity = channel.unary_unary(
                 '/triglot.management.v1.ManagementService/CreateFeatureEntity',
@@ -184,6 +205,16 @@ class ManagementServiceStub:
                 request_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewOnlineFeaturesRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewOnlineFeaturesResponse.FromString,
                 _registered_method=True)
+        self.ListFeatureViewRelationships = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ListFeatureViewRelationships',
+                request_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewRelationshipsRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewRelationshipsResponse.FromString,
+                _registered_method=True)
+        self.ListFeatureViewFieldRelationships = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ListFeatureViewFieldRelationships',
+                request_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewFieldRelationshipsRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewFieldRelationshipsResponse.FromString,
+                _registered_method=True)
         self.CreateLabelTable = channel.unary_unary(
                 '/triglot.management.v1.ManagementService/CreateLabelTable',
                 request_serializer=triglot_dot_management_dot_v1_dot_label__table__pb2.CreateLabelTableRequest.SerializeToString,
@@ -233,6 +264,31 @@ class ManagementServiceStub:
                 '/triglot.management.v1.ManagementService/DeleteModelFeature',
                 request_serializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.DeleteModelFeatureRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.DeleteModelFeatureResponse.FromString,
+                _registered_method=True)
+        self.GetModelFeatureFGFeature = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/GetModelFeatureFGFeature',
+                request_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGFeatureRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGFeatureResponse.FromString,
+                _registered_method=True)
+        self.UpdateModelFeatureFGFeature = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/UpdateModelFeatureFGFeature',
+                request_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.UpdateModelFeatureFGFeatureRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.UpdateModelFeatureFGFeatureResponse.FromString,
+                _registered_method=True)
+        self.GetModelFeatureFGInfo = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/GetModelFeatureFGInfo',
+                request_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGInfoRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGInfoResponse.FromString,
+                _registered_method=True)
+        self.CheckModelFeatureFGFeature = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/CheckModelFeatureFGFeature',
+                request_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.CheckModelFeatureFGFeatureRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.CheckModelFeatureFGFeatureResponse.FromString,
+                _registered_method=True)
+        self.ListModelFeatureAvailableFeatures = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ListModelFeatureAvailableFeatures',
+                request_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesResponse.FromString,
                 _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/triglot.management.v1.ManagementService/GetTask',
@@ -336,6 +392,22 @@ class ManagementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckInstanceDatasource(self, request, context):
+        """Whether what a datasource would lead to can be used: it is connected to. An answer comes within
+        TRIGLOT_MANAGEMENT_CHECK_TIMEOUT_SECONDS. What CreateDatasource would refuse is refused here too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasourceFeatureViews(self, request, context):
+        """The feature views that read from a datasource or have their online rows in it, with what these take and how much
+        they are used. INVALID_ARGUMENT where more than 1,000 views match.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateProject(self, request, context):
         """Makes a project.
         """
@@ -373,6 +445,20 @@ class ManagementServiceServicer:
 
     def GetProjectFeatureEntity(self, request, context):
         """An entity of a project, by its name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjectFeatures(self, request, context):
+        """The features of a project's views, by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjectFeatureViews(self, request, context):
+        """The feature views of a project with their fields.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -455,6 +541,20 @@ class ManagementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFeatureViewRelationships(self, request, context):
+        """The model features that use a feature view.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeatureViewFieldRelationships(self, request, context):
+        """The model features that take a field, and the tables that hold it. NOT_FOUND for a field that the view has not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateLabelTable(self, request, context):
         """Makes a label table's entry.
         """
@@ -520,6 +620,41 @@ class ManagementServiceServicer:
 
     def DeleteModelFeature(self, request, context):
         """Deletes a model feature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelFeatureFGFeature(self, request, context):
+        """How features are generated from those of a model feature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModelFeatureFGFeature(self, request, context):
+        """Replaces that as a whole. Names that the model feature has not are taken; CheckModelFeatureFGFeature finds them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelFeatureFGInfo(self, request, context):
+        """The same as the text of an fg.json.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckModelFeatureFGFeature(self, request, context):
+        """Whether it fits the features of the model feature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModelFeatureAvailableFeatures(self, request, context):
+        """The features that it can use: those of the feature views and those of the label table.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -606,6 +741,16 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     request_deserializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceTablesRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceTablesResponse.SerializeToString,
             ),
+            'CheckInstanceDatasource': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckInstanceDatasource,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_datasource__pb2.CheckInstanceDatasourceRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_datasource__pb2.CheckInstanceDatasourceResponse.SerializeToString,
+            ),
+            'ListDatasourceFeatureViews': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasourceFeatureViews,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceFeatureViewsRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceFeatureViewsResponse.SerializeToString,
+            ),
             'CreateProject': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateProject,
                     request_deserializer=triglot_dot_management_dot_v1_dot_project__pb2.CreateProjectRequest.FromString,
@@ -635,6 +780,16 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     servicer.GetProjectFeatureEntity,
                     request_deserializer=triglot_dot_management_dot_v1_dot_project__pb2.GetProjectFeatureEntityRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_project__pb2.GetProjectFeatureEntityResponse.SerializeToString,
+            ),
+            'ListProjectFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjectFeatures,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeaturesRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeaturesResponse.SerializeToString,
+            ),
+            'ListProjectFeatureViews': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjectFeatureViews,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeatureViewsRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeatureViewsResponse.SerializeToString,
             ),
             'CreateFeatureEntity': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateFeatureEntity,
@@ -691,6 +846,16 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     request_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewOnlineFeaturesRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewOnlineFeaturesResponse.SerializeToString,
             ),
+            'ListFeatureViewRelationships': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureViewRelationships,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewRelationshipsRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewRelationshipsResponse.SerializeToString,
+            ),
+            'ListFeatureViewFieldRelationships': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureViewFieldRelationships,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewFieldRelationshipsRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewFieldRelationshipsResponse.SerializeToString,
+            ),
             'CreateLabelTable': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateLabelTable,
                     request_deserializer=triglot_dot_management_dot_v1_dot_label__table__pb2.CreateLabelTableRequest.FromString,
@@ -740,6 +905,31 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     servicer.DeleteModelFeature,
                     request_deserializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.DeleteModelFeatureRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.DeleteModelFeatureResponse.SerializeToString,
+            ),
+            'GetModelFeatureFGFeature': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelFeatureFGFeature,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGFeatureRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGFeatureResponse.SerializeToString,
+            ),
+            'UpdateModelFeatureFGFeature': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModelFeatureFGFeature,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.UpdateModelFeatureFGFeatureRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.UpdateModelFeatureFGFeatureResponse.SerializeToString,
+            ),
+            'GetModelFeatureFGInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelFeatureFGInfo,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGInfoRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGInfoResponse.SerializeToString,
+            ),
+            'CheckModelFeatureFGFeature': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckModelFeatureFGFeature,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.CheckModelFeatureFGFeatureRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.CheckModelFeatureFGFeatureResponse.SerializeToString,
+            ),
+            'ListModelFeatureAvailableFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModelFeatureAvailableFeatures,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesResponse.SerializeToString,
             ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
@@ -1050,6 +1240,60 @@ class ManagementService:
             _registered_method=True)
 
     @staticmethod
+    def CheckInstanceDatasource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/CheckInstanceDatasource',
+            triglot_dot_management_dot_v1_dot_datasource__pb2.CheckInstanceDatasourceRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_datasource__pb2.CheckInstanceDatasourceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasourceFeatureViews(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ListDatasourceFeatureViews',
+            triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceFeatureViewsRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_datasource__pb2.ListDatasourceFeatureViewsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateProject(request,
             target,
             options=(),
@@ -1201,6 +1445,60 @@ class ManagementService:
             '/triglot.management.v1.ManagementService/GetProjectFeatureEntity',
             triglot_dot_management_dot_v1_dot_project__pb2.GetProjectFeatureEntityRequest.SerializeToString,
             triglot_dot_management_dot_v1_dot_project__pb2.GetProjectFeatureEntityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjectFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ListProjectFeatures',
+            triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeaturesRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjectFeatureViews(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ListProjectFeatureViews',
+            triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeatureViewsRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_project__pb2.ListProjectFeatureViewsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1509,6 +1807,60 @@ class ManagementService:
             _registered_method=True)
 
     @staticmethod
+    def ListFeatureViewRelationships(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ListFeatureViewRelationships',
+            triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewRelationshipsRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewRelationshipsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatureViewFieldRelationships(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ListFeatureViewFieldRelationships',
+            triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewFieldRelationshipsRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewFieldRelationshipsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateLabelTable(request,
             target,
             options=(),
@@ -1768,6 +2120,141 @@ class ManagementService:
             '/triglot.management.v1.ManagementService/DeleteModelFeature',
             triglot_dot_management_dot_v1_dot_model__feature__pb2.DeleteModelFeatureRequest.SerializeToString,
             triglot_dot_management_dot_v1_dot_model__feature__pb2.DeleteModelFeatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelFeatureFGFeature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/GetModelFeatureFGFeature',
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGFeatureRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGFeatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModelFeatureFGFeature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/UpdateModelFeatureFGFeature',
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.UpdateModelFeatureFGFeatureRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.UpdateModelFeatureFGFeatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelFeatureFGInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/GetModelFeatureFGInfo',
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGInfoRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.GetModelFeatureFGInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckModelFeatureFGFeature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/CheckModelFeatureFGFeature',
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.CheckModelFeatureFGFeatureRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.CheckModelFeatureFGFeatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModelFeatureAvailableFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ListModelFeatureAvailableFeatures',
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,7 @@ from grpc import aio as _aio
 from protos.gen.triglot.management.v1 import datasource_pb2 as _datasource_pb2
 from protos.gen.triglot.management.v1 import feature_entity_pb2 as _feature_entity_pb2
 from protos.gen.triglot.management.v1 import feature_view_pb2 as _feature_view_pb2
+from protos.gen.triglot.management.v1 import fg_feature_pb2 as _fg_feature_pb2
 from protos.gen.triglot.management.v1 import instance_pb2 as _instance_pb2
 from protos.gen.triglot.management.v1 import label_table_pb2 as _label_table_pb2
 from protos.gen.triglot.management.v1 import model_feature_pb2 as _model_feature_pb2
@@ -68,6 +69,14 @@ class ManagementServiceStub:
     """The columns of an offline table, read from the table."""
     ListDatasourceTables: _grpc.UnaryUnaryMultiCallable[_datasource_pb2.ListDatasourceTablesRequest, _datasource_pb2.ListDatasourceTablesResponse]
     """The tables of an offline datasource."""
+    CheckInstanceDatasource: _grpc.UnaryUnaryMultiCallable[_datasource_pb2.CheckInstanceDatasourceRequest, _datasource_pb2.CheckInstanceDatasourceResponse]
+    """Whether what a datasource would lead to can be used: it is connected to. An answer comes within
+    TRIGLOT_MANAGEMENT_CHECK_TIMEOUT_SECONDS. What CreateDatasource would refuse is refused here too.
+    """
+    ListDatasourceFeatureViews: _grpc.UnaryUnaryMultiCallable[_datasource_pb2.ListDatasourceFeatureViewsRequest, _datasource_pb2.ListDatasourceFeatureViewsResponse]
+    """The feature views that read from a datasource or have their online rows in it, with what these take and how much
+    they are used. INVALID_ARGUMENT where more than 1,000 views match.
+    """
     CreateProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.CreateProjectRequest, _project_pb2.CreateProjectResponse]
     """Makes a project."""
     GetProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.GetProjectResponse]
@@ -80,6 +89,10 @@ class ManagementServiceStub:
     """Deletes an empty project."""
     GetProjectFeatureEntity: _grpc.UnaryUnaryMultiCallable[_project_pb2.GetProjectFeatureEntityRequest, _project_pb2.GetProjectFeatureEntityResponse]
     """An entity of a project, by its name."""
+    ListProjectFeatures: _grpc.UnaryUnaryMultiCallable[_project_pb2.ListProjectFeaturesRequest, _project_pb2.ListProjectFeaturesResponse]
+    """The features of a project's views, by page."""
+    ListProjectFeatureViews: _grpc.UnaryUnaryMultiCallable[_project_pb2.ListProjectFeatureViewsRequest, _project_pb2.ListProjectFeatureViewsResponse]
+    """The feature views of a project with their fields."""
     CreateFeatureEntity: _grpc.UnaryUnaryMultiCallable[_feature_entity_pb2.CreateFeatureEntityRequest, _feature_entity_pb2.CreateFeatureEntityResponse]
     """Makes an entity."""
     GetFeatureEntity: _grpc.UnaryUnaryMultiCallable[_feature_entity_pb2.GetFeatureEntityRequest, _feature_entity_pb2.GetFeatureEntityResponse]
@@ -102,6 +115,10 @@ class ManagementServiceStub:
     """Copies rows of the view's offline table to the online store, as a task."""
     ListFeatureViewOnlineFeatures: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewOnlineFeaturesRequest, _feature_view_pb2.ListFeatureViewOnlineFeaturesResponse]
     """Online rows by key. Keys without a row are left out."""
+    ListFeatureViewRelationships: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewRelationshipsRequest, _feature_view_pb2.ListFeatureViewRelationshipsResponse]
+    """The model features that use a feature view."""
+    ListFeatureViewFieldRelationships: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewFieldRelationshipsRequest, _feature_view_pb2.ListFeatureViewFieldRelationshipsResponse]
+    """The model features that take a field, and the tables that hold it. NOT_FOUND for a field that the view has not."""
     CreateLabelTable: _grpc.UnaryUnaryMultiCallable[_label_table_pb2.CreateLabelTableRequest, _label_table_pb2.CreateLabelTableResponse]
     """Makes a label table's entry."""
     GetLabelTable: _grpc.UnaryUnaryMultiCallable[_label_table_pb2.GetLabelTableRequest, _label_table_pb2.GetLabelTableResponse]
@@ -122,6 +139,16 @@ class ManagementServiceStub:
     """Replaces what is given. The same rules as at creation."""
     DeleteModelFeature: _grpc.UnaryUnaryMultiCallable[_model_feature_pb2.DeleteModelFeatureRequest, _model_feature_pb2.DeleteModelFeatureResponse]
     """Deletes a model feature."""
+    GetModelFeatureFGFeature: _grpc.UnaryUnaryMultiCallable[_fg_feature_pb2.GetModelFeatureFGFeatureRequest, _fg_feature_pb2.GetModelFeatureFGFeatureResponse]
+    """How features are generated from those of a model feature."""
+    UpdateModelFeatureFGFeature: _grpc.UnaryUnaryMultiCallable[_fg_feature_pb2.UpdateModelFeatureFGFeatureRequest, _fg_feature_pb2.UpdateModelFeatureFGFeatureResponse]
+    """Replaces that as a whole. Names that the model feature has not are taken; CheckModelFeatureFGFeature finds them."""
+    GetModelFeatureFGInfo: _grpc.UnaryUnaryMultiCallable[_fg_feature_pb2.GetModelFeatureFGInfoRequest, _fg_feature_pb2.GetModelFeatureFGInfoResponse]
+    """The same as the text of an fg.json."""
+    CheckModelFeatureFGFeature: _grpc.UnaryUnaryMultiCallable[_fg_feature_pb2.CheckModelFeatureFGFeatureRequest, _fg_feature_pb2.CheckModelFeatureFGFeatureResponse]
+    """Whether it fits the features of the model feature."""
+    ListModelFeatureAvailableFeatures: _grpc.UnaryUnaryMultiCallable[_fg_feature_pb2.ListModelFeatureAvailableFeaturesRequest, _fg_feature_pb2.ListModelFeatureAvailableFeaturesResponse]
+    """The features that it can use: those of the feature views and those of the label table."""
     GetTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]
     """One task, with its progress."""
     ListTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]
@@ -163,6 +190,14 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """The columns of an offline table, read from the table."""
     ListDatasourceTables: _aio.UnaryUnaryMultiCallable[_datasource_pb2.ListDatasourceTablesRequest, _datasource_pb2.ListDatasourceTablesResponse]  # type: ignore[assignment]
     """The tables of an offline datasource."""
+    CheckInstanceDatasource: _aio.UnaryUnaryMultiCallable[_datasource_pb2.CheckInstanceDatasourceRequest, _datasource_pb2.CheckInstanceDatasourceResponse]  # type: ignore[assignment]
+    """Whether what a datasource would lead to can be used: it is connected to. An answer comes within
+    TRIGLOT_MANAGEMENT_CHECK_TIMEOUT_SECONDS. What CreateDatasource would refuse is refused here too.
+    """
+    ListDatasourceFeatureViews: _aio.UnaryUnaryMultiCallable[_datasource_pb2.ListDatasourceFeatureViewsRequest, _datasource_pb2.ListDatasourceFeatureViewsResponse]  # type: ignore[assignment]
+    """The feature views that read from a datasource or have their online rows in it, with what these take and how much
+    they are used. INVALID_ARGUMENT where more than 1,000 views match.
+    """
     CreateProject: _aio.UnaryUnaryMultiCallable[_project_pb2.CreateProjectRequest, _project_pb2.CreateProjectResponse]  # type: ignore[assignment]
     """Makes a project."""
     GetProject: _aio.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.GetProjectResponse]  # type: ignore[assignment]
@@ -175,6 +210,10 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """Deletes an empty project."""
     GetProjectFeatureEntity: _aio.UnaryUnaryMultiCallable[_project_pb2.GetProjectFeatureEntityRequest, _project_pb2.GetProjectFeatureEntityResponse]  # type: ignore[assignment]
     """An entity of a project, by its name."""
+    ListProjectFeatures: _aio.UnaryUnaryMultiCallable[_project_pb2.ListProjectFeaturesRequest, _project_pb2.ListProjectFeaturesResponse]  # type: ignore[assignment]
+    """The features of a project's views, by page."""
+    ListProjectFeatureViews: _aio.UnaryUnaryMultiCallable[_project_pb2.ListProjectFeatureViewsRequest, _project_pb2.ListProjectFeatureViewsResponse]  # type: ignore[assignment]
+    """The feature views of a project with their fields."""
     CreateFeatureEntity: _aio.UnaryUnaryMultiCallable[_feature_entity_pb2.CreateFeatureEntityRequest, _feature_entity_pb2.CreateFeatureEntityResponse]  # type: ignore[assignment]
     """Makes an entity."""
     GetFeatureEntity: _aio.UnaryUnaryMultiCallable[_feature_entity_pb2.GetFeatureEntityRequest, _feature_entity_pb2.GetFeatureEntityResponse]  # type: ignore[assignment]
@@ -197,6 +236,10 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """Copies rows of the view's offline table to the online store, as a task."""
     ListFeatureViewOnlineFeatures: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewOnlineFeaturesRequest, _feature_view_pb2.ListFeatureViewOnlineFeaturesResponse]  # type: ignore[assignment]
     """Online rows by key. Keys without a row are left out."""
+    ListFeatureViewRelationships: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewRelationshipsRequest, _feature_view_pb2.ListFeatureViewRelationshipsResponse]  # type: ignore[assignment]
+    """The model features that use a feature view."""
+    ListFeatureViewFieldRelationships: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewFieldRelationshipsRequest, _feature_view_pb2.ListFeatureViewFieldRelationshipsResponse]  # type: ignore[assignment]
+    """The model features that take a field, and the tables that hold it. NOT_FOUND for a field that the view has not."""
     CreateLabelTable: _aio.UnaryUnaryMultiCallable[_label_table_pb2.CreateLabelTableRequest, _label_table_pb2.CreateLabelTableResponse]  # type: ignore[assignment]
     """Makes a label table's entry."""
     GetLabelTable: _aio.UnaryUnaryMultiCallable[_label_table_pb2.GetLabelTableRequest, _label_table_pb2.GetLabelTableResponse]  # type: ignore[assignment]
@@ -217,6 +260,16 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """Replaces what is given. The same rules as at creation."""
     DeleteModelFeature: _aio.UnaryUnaryMultiCallable[_model_feature_pb2.DeleteModelFeatureRequest, _model_feature_pb2.DeleteModelFeatureResponse]  # type: ignore[assignment]
     """Deletes a model feature."""
+    GetModelFeatureFGFeature: _aio.UnaryUnaryMultiCallable[_fg_feature_pb2.GetModelFeatureFGFeatureRequest, _fg_feature_pb2.GetModelFeatureFGFeatureResponse]  # type: ignore[assignment]
+    """How features are generated from those of a model feature."""
+    UpdateModelFeatureFGFeature: _aio.UnaryUnaryMultiCallable[_fg_feature_pb2.UpdateModelFeatureFGFeatureRequest, _fg_feature_pb2.UpdateModelFeatureFGFeatureResponse]  # type: ignore[assignment]
+    """Replaces that as a whole. Names that the model feature has not are taken; CheckModelFeatureFGFeature finds them."""
+    GetModelFeatureFGInfo: _aio.UnaryUnaryMultiCallable[_fg_feature_pb2.GetModelFeatureFGInfoRequest, _fg_feature_pb2.GetModelFeatureFGInfoResponse]  # type: ignore[assignment]
+    """The same as the text of an fg.json."""
+    CheckModelFeatureFGFeature: _aio.UnaryUnaryMultiCallable[_fg_feature_pb2.CheckModelFeatureFGFeatureRequest, _fg_feature_pb2.CheckModelFeatureFGFeatureResponse]  # type: ignore[assignment]
+    """Whether it fits the features of the model feature."""
+    ListModelFeatureAvailableFeatures: _aio.UnaryUnaryMultiCallable[_fg_feature_pb2.ListModelFeatureAvailableFeaturesRequest, _fg_feature_pb2.ListModelFeatureAvailableFeaturesResponse]  # type: ignore[assignment]
+    """The features that it can use: those of the feature views and those of the label table."""
     GetTask: _aio.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]  # type: ignore[assignment]
     """One task, with its progress."""
     ListTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -317,6 +370,26 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         """The tables of an offline datasource."""
 
     @_abc_1.abstractmethod
+    def CheckInstanceDatasource(
+        self,
+        request: _datasource_pb2.CheckInstanceDatasourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_datasource_pb2.CheckInstanceDatasourceResponse, _abc.Awaitable[_datasource_pb2.CheckInstanceDatasourceResponse]]:
+        """Whether what a datasource would lead to can be used: it is connected to. An answer comes within
+        TRIGLOT_MANAGEMENT_CHECK_TIMEOUT_SECONDS. What CreateDatasource would refuse is refused here too.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDatasourceFeatureViews(
+        self,
+        request: _datasource_pb2.ListDatasourceFeatureViewsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_datasource_pb2.ListDatasourceFeatureViewsResponse, _abc.Awaitable[_datasource_pb2.ListDatasourceFeatureViewsResponse]]:
+        """The feature views that read from a datasource or have their online rows in it, with what these take and how much
+        they are used. INVALID_ARGUMENT where more than 1,000 views match.
+        """
+
+    @_abc_1.abstractmethod
     def CreateProject(
         self,
         request: _project_pb2.CreateProjectRequest,
@@ -363,6 +436,22 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.GetProjectFeatureEntityResponse, _abc.Awaitable[_project_pb2.GetProjectFeatureEntityResponse]]:
         """An entity of a project, by its name."""
+
+    @_abc_1.abstractmethod
+    def ListProjectFeatures(
+        self,
+        request: _project_pb2.ListProjectFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.ListProjectFeaturesResponse, _abc.Awaitable[_project_pb2.ListProjectFeaturesResponse]]:
+        """The features of a project's views, by page."""
+
+    @_abc_1.abstractmethod
+    def ListProjectFeatureViews(
+        self,
+        request: _project_pb2.ListProjectFeatureViewsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.ListProjectFeatureViewsResponse, _abc.Awaitable[_project_pb2.ListProjectFeatureViewsResponse]]:
+        """The feature views of a project with their fields."""
 
     @_abc_1.abstractmethod
     def CreateFeatureEntity(
@@ -453,6 +542,22 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         """Online rows by key. Keys without a row are left out."""
 
     @_abc_1.abstractmethod
+    def ListFeatureViewRelationships(
+        self,
+        request: _feature_view_pb2.ListFeatureViewRelationshipsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_view_pb2.ListFeatureViewRelationshipsResponse, _abc.Awaitable[_feature_view_pb2.ListFeatureViewRelationshipsResponse]]:
+        """The model features that use a feature view."""
+
+    @_abc_1.abstractmethod
+    def ListFeatureViewFieldRelationships(
+        self,
+        request: _feature_view_pb2.ListFeatureViewFieldRelationshipsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_view_pb2.ListFeatureViewFieldRelationshipsResponse, _abc.Awaitable[_feature_view_pb2.ListFeatureViewFieldRelationshipsResponse]]:
+        """The model features that take a field, and the tables that hold it. NOT_FOUND for a field that the view has not."""
+
+    @_abc_1.abstractmethod
     def CreateLabelTable(
         self,
         request: _label_table_pb2.CreateLabelTableRequest,
@@ -531,6 +636,46 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_feature_pb2.DeleteModelFeatureResponse, _abc.Awaitable[_model_feature_pb2.DeleteModelFeatureResponse]]:
         """Deletes a model feature."""
+
+    @_abc_1.abstractmethod
+    def GetModelFeatureFGFeature(
+        self,
+        request: _fg_feature_pb2.GetModelFeatureFGFeatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fg_feature_pb2.GetModelFeatureFGFeatureResponse, _abc.Awaitable[_fg_feature_pb2.GetModelFeatureFGFeatureResponse]]:
+        """How features are generated from those of a model feature."""
+
+    @_abc_1.abstractmethod
+    def UpdateModelFeatureFGFeature(
+        self,
+        request: _fg_feature_pb2.UpdateModelFeatureFGFeatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fg_feature_pb2.UpdateModelFeatureFGFeatureResponse, _abc.Awaitable[_fg_feature_pb2.UpdateModelFeatureFGFeatureResponse]]:
+        """Replaces that as a whole. Names that the model feature has not are taken; CheckModelFeatureFGFeature finds them."""
+
+    @_abc_1.abstractmethod
+    def GetModelFeatureFGInfo(
+        self,
+        request: _fg_feature_pb2.GetModelFeatureFGInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fg_feature_pb2.GetModelFeatureFGInfoResponse, _abc.Awaitable[_fg_feature_pb2.GetModelFeatureFGInfoResponse]]:
+        """The same as the text of an fg.json."""
+
+    @_abc_1.abstractmethod
+    def CheckModelFeatureFGFeature(
+        self,
+        request: _fg_feature_pb2.CheckModelFeatureFGFeatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fg_feature_pb2.CheckModelFeatureFGFeatureResponse, _abc.Awaitable[_fg_feature_pb2.CheckModelFeatureFGFeatureResponse]]:
+        """Whether it fits the features of the model feature."""
+
+    @_abc_1.abstractmethod
+    def ListModelFeatureAvailableFeatures(
+        self,
+        request: _fg_feature_pb2.ListModelFeatureAvailableFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fg_feature_pb2.ListModelFeatureAvailableFeaturesResponse, _abc.Awaitable[_fg_feature_pb2.ListModelFeatureAvailableFeaturesResponse]]:
+        """The features that it can use: those of the feature views and those of the label table."""
 
     @_abc_1.abstractmethod
     def GetTask(

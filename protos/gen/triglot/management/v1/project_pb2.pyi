@@ -487,3 +487,274 @@ class GetProjectFeatureEntityResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetProjectFeatureEntityResponse: _TypeAlias = GetProjectFeatureEntityResponse  # noqa: Y015
+
+@_typing.final
+class ProjectFeature(_message.Message):
+    """A feature of a project: a field of one of its feature views that is no partition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    ALIAS_NAMES_FIELD_NUMBER: _builtins.int
+    MODEL_FEATURE_COUNT_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_ID_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_NAME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    GMT_CREATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    type: _builtins.str
+    """Its type."""
+    alias_names: _builtins.str
+    """What model features call it, with commas between."""
+    model_feature_count: _builtins.int
+    """How many model features take it."""
+    feature_view_id: _builtins.str
+    """The view."""
+    feature_view_name: _builtins.str
+    """Its name."""
+    owner: _builtins.str
+    """Principal that made the view."""
+    @_builtins.property
+    def gmt_create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the view was made."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        alias_names: _builtins.str = ...,
+        model_feature_count: _builtins.int = ...,
+        feature_view_id: _builtins.str = ...,
+        feature_view_name: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        gmt_create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gmt_create_time", b"gmt_create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_names", b"alias_names", "feature_view_id", b"feature_view_id", "feature_view_name", b"feature_view_name", "gmt_create_time", b"gmt_create_time", "model_feature_count", b"model_feature_count", "name", b"name", "owner", b"owner", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectFeature: _TypeAlias = ProjectFeature  # noqa: Y015
+
+@_typing.final
+class ListProjectFeaturesRequest(_message.Message):
+    """See ListProjectFeatures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_NAME_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    PAGE_NUMBER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    SORT_BY_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    project_id: _builtins.str
+    """Decimal number."""
+    name: _builtins.str
+    """Only names that contain this text."""
+    alias_name: _builtins.str
+    """Only features with an alias that contains this text."""
+    filter: _builtins.str
+    """JSON object as text: what must be equal, by any of FeatureViewId, FeatureViewName, Owner and Type."""
+    page_number: _builtins.int
+    """1 or more; 1 if absent."""
+    page_size: _builtins.int
+    """1 to 100; 10 if absent."""
+    sort_by: _builtins.str
+    """`GmtCreateTime` (default), `GmtModifiedTime` or `ModelFeatureCount`."""
+    order: _builtins.str
+    """`ASC` or `DESC` (default), in any case."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        alias_name: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        page_number: _builtins.int | None = ...,
+        page_size: _builtins.int | None = ...,
+        sort_by: _builtins.str = ...,
+        order: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_number", b"_page_number", "_page_size", b"_page_size", "page_number", b"page_number", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_number", b"_page_number", "_page_size", b"_page_size", "alias_name", b"alias_name", "filter", b"filter", "instance_id", b"instance_id", "name", b"name", "order", b"order", "page_number", b"page_number", "page_size", b"page_size", "project_id", b"project_id", "sort_by", b"sort_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_number: _TypeAlias = _typing.Literal["page_number"]  # noqa: Y015
+    _WhichOneofArgType__page_number: _TypeAlias = _typing.Literal["_page_number", b"_page_number"]  # noqa: Y015
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_number) -> _WhichOneofReturnType__page_number | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+
+Global___ListProjectFeaturesRequest: _TypeAlias = ListProjectFeaturesRequest  # noqa: Y015
+
+@_typing.final
+class ListProjectFeaturesResponse(_message.Message):
+    """See ListProjectFeatures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURES_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    total_count: _builtins.int
+    """How many there are on all pages."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProjectFeature]:
+        """The page."""
+
+    def __init__(
+        self,
+        *,
+        features: _abc.Iterable[Global___ProjectFeature] | None = ...,
+        total_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectFeaturesResponse: _TypeAlias = ListProjectFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class ProjectFeatureViewField(_message.Message):
+    """A field of a feature view, as ListProjectFeatureViews shows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, unique in its view."""
+    type: _builtins.str
+    """Its type."""
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Any of Partition, PrimaryKey, EventTime, SubKey."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        attributes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "name", b"name", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectFeatureViewField: _TypeAlias = ProjectFeatureViewField  # noqa: Y015
+
+@_typing.final
+class ProjectFeatureView(_message.Message):
+    """A feature view with its fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_VIEW_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    JOIN_ID_FIELD_NUMBER: _builtins.int
+    PARENT_JOIN_ID_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    feature_view_id: _builtins.str
+    """Decimal number."""
+    name: _builtins.str
+    """Unique in its project."""
+    type: _builtins.str
+    """Batch, Stream, Sequence or DynamicEmbedding."""
+    join_id: _builtins.str
+    """The entity's key; empty if it has none."""
+    parent_join_id: _builtins.str
+    """The key of the entity's parent; empty for a root."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProjectFeatureViewField]:
+        """Its fields."""
+
+    def __init__(
+        self,
+        *,
+        feature_view_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        join_id: _builtins.str = ...,
+        parent_join_id: _builtins.str = ...,
+        features: _abc.Iterable[Global___ProjectFeatureViewField] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view_id", b"feature_view_id", "features", b"features", "join_id", b"join_id", "name", b"name", "parent_join_id", b"parent_join_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectFeatureView: _TypeAlias = ProjectFeatureView  # noqa: Y015
+
+@_typing.final
+class ListProjectFeatureViewsRequest(_message.Message):
+    """See ListProjectFeatureViews."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    project_id: _builtins.str
+    """Decimal number."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectFeatureViewsRequest: _TypeAlias = ListProjectFeatureViewsRequest  # noqa: Y015
+
+@_typing.final
+class ListProjectFeatureViewsResponse(_message.Message):
+    """See ListProjectFeatureViews."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_VIEWS_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    total_count: _builtins.int
+    """How many there are."""
+    @_builtins.property
+    def feature_views(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProjectFeatureView]:
+        """By name. The first 1,000 where there are more."""
+
+    def __init__(
+        self,
+        *,
+        feature_views: _abc.Iterable[Global___ProjectFeatureView] | None = ...,
+        total_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_views", b"feature_views", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectFeatureViewsResponse: _TypeAlias = ListProjectFeatureViewsResponse  # noqa: Y015
