@@ -226,10 +226,11 @@ class RegistryServicer(RegistryServerServicer):
     async def GetDatasetJobStatus(
         self, request: rpc.GetDatasetJobStatusRequest, context: Any
     ) -> rpc.GetDatasetJobStatusResponse:
-        raise checks.retrieval()
+        raise errors.NotFound(f"Dataset job {request.job_id} does not exist")
 
     async def ListDatasetJobs(self, request: rpc.ListDatasetJobsRequest, context: Any) -> rpc.ListDatasetJobsResponse:
-        raise checks.retrieval()
+        """There are none. Feast's web UI asks again and again, so this is no error."""
+        return rpc.ListDatasetJobsResponse()
 
     async def ApplyValidationReference(self, request: rpc.ApplyValidationReferenceRequest, context: Any) -> Empty:
         return await self._apply(kinds.VALIDATION_REFERENCE, request.validation_reference, request.project)

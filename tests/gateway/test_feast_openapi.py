@@ -147,8 +147,7 @@ BODIES = {
 REFUSED = {
     "saved_datasets.create": 409,
     "saved_datasets.data": 409,
-    "saved_datasets.job": 409,
-    "saved_datasets.jobs": 409,
+    "saved_datasets.job": 404,
     "monitoring.get": 503,
     "monitoring.post": 503,
 }

@@ -106,7 +106,7 @@ def routes(feast: Any) -> Sequence[Route]:
             "GET",
             "/saved_datasets/jobs",
             "saved_datasets.jobs",
-            "Retrievals that are saved into datasets. Triglot runs none: 409.",
+            "Retrievals that are saved into datasets. Triglot runs none.",
             feast.ListDatasetJobs,
             lambda asked: feast_rpc.ListDatasetJobsRequest(
                 project=asked[parameters.ANY_PROJECT], status_filter=asked[_STATUS]
@@ -114,18 +114,17 @@ def routes(feast: Any) -> Sequence[Route]:
             lambda asked, reply: json_answer({"jobs": [_job(each) for each in reply.jobs]}),
             shows=record({"jobs": many(_JOB)}),
             parameters=(parameters.ANY_PROJECT, _STATUS),
-            errors=(409,),
         ),
         Route(
             "GET",
             "/saved_datasets/jobs/{job_id}",
             "saved_datasets.job",
-            "One retrieval that is saved into a dataset. Triglot runs none: 409.",
+            "One retrieval that is saved into a dataset. Triglot runs none: 404.",
             feast.GetDatasetJobStatus,
             lambda asked: feast_rpc.GetDatasetJobStatusRequest(job_id=asked.part("job_id")),
             lambda asked, reply: json_answer(_job(reply)),
             shows=_JOB,
-            errors=(404, 409),
+            errors=(404,),
         ),
         Route(
             "GET",
