@@ -151,12 +151,17 @@ class Catalogue:
             raise errors.Aborted("the load was given up, or its feature group deleted; start again")
 
     async def show_load(self, group: Group, row_set: int) -> int:
-        """Let readers see a complete load in place of the old rows; the new generation. Raises Aborted as above."""
+        """Let readers see a complete load in place of the old rows; the new generation.
+
+        Raises Aborted as above, and if readers see a load by now that began later: the newer rows stay.
+        """
         async with self._database.transaction() as connection:
             locked = await connection.fetchrow(QUERIES.lock_group, group.id)
             shown = locked and await connection.fetchval(QUERIES.row_set_to_live, row_set)
             if not locked or not shown:
                 raise errors.Aborted("the load was given up, or its feature group deleted; start again")
+            if locked["row_set_id"] is not None and locked["row_set_id"] > row_set:
+                raise errors.Aborted("an overwrite that began later is shown already; start again")
             await connection.execute(QUERIES.retire_row_set, locked["row_set_id"], self._retired_rows_seconds)
             generation: int = await connection.fetchval(QUERIES.show_row_set, group.id, row_set, 1)
             await _notify(connection, f"g {group.id}")

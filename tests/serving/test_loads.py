@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import redis
 
+from chassis import errors
 from chassis.postgres import Database
 from chassis.server import GrpcServer
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
@@ -167,7 +168,7 @@ async def test_headers_come_first_and_once(serving: Client, group: Any, refused:
 
 
 async def test_two_overwrites_at_once_do_not_mix(serving: Client, group: Any) -> None:
-    """Whichever ends last is what is read, whole."""
+    """What is read is one of them, whole: the last one to be shown. One that began earlier is told to start again."""
 
     async def slowly(letter: str) -> Any:
         header = pb.WriteRowsHeader(feature_store="demo", feature_group="g", version=1, mode=OVERWRITE)
@@ -182,11 +183,29 @@ async def test_two_overwrites_at_once_do_not_mix(serving: Client, group: Any) ->
 
         return await serving.call("WriteRows", messages())
 
-    replies = await asyncio.gather(slowly("a"), slowly("b"), slowly("c"))
-    assert sorted(reply.generation for reply in replies) == [1, 2, 3]
-    rows = await read(serving, list(range(20)))
-    assert len(set(rows)) == 1
-    assert rows[0] == "abc"[[reply.generation for reply in replies].index(3)]
+    replies = await asyncio.gather(*map(slowly, "abc"), return_exceptions=True)
+    shown = {
+        reply.generation: letter for reply, letter in zip(replies, "abc", strict=True) if hasattr(reply, "generation")
+    }
+    assert sorted(shown) == list(range(1, len(shown) + 1))
+    assert all(isinstance(reply, errors.Aborted) for reply in replies if not hasattr(reply, "generation")), replies
+    assert set(await read(serving, list(range(20)))) == {shown[max(shown)]}
+
+
+async def test_a_load_that_began_earlier_does_not_replace_newer_rows(
+    serving: Client, group: Any, refused: Refused
+) -> None:
+    """A writer that was frozen in the middle wakes up when another one has long done its work."""
+    header = pb.WriteRowsHeader(feature_store="demo", feature_group="g", version=1, mode=OVERWRITE)
+
+    async def messages() -> AsyncIterator[pb.WriteRowsRequest]:
+        yield pb.WriteRowsRequest(header=header)
+        yield pb.WriteRowsRequest(arrow_stream=arrow_stream(table_of(group, [{"id": 1, "x": "early"}])))
+        await serving.write(group, [{"id": 1, "x": "late"}])
+        yield pb.WriteRowsRequest(end=pb.WriteRowsEnd())
+
+    await refused("CONFLICTING_WRITE", serving.call("WriteRows", messages()))
+    assert await read(serving, [1]) == ["late"]
 
 
 async def test_readers_see_the_old_rows_until_all_are_there(serving: Client, group: Any) -> None:
