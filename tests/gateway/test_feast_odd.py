@@ -71,7 +71,7 @@ async def world(settings: Settings, servers: Servers) -> AsyncIterator[World]:
 
 
 async def test_odd_requests_are_never_the_servers_fault(world: World) -> None:
-    shown = {"Authorization": f"Bearer {world.api_key}"}
+    shown = {"Authorization": f"Bearer {world.api_key}", "Content-Type": "application/json"}
     asked: list[tuple[str, str, bytes]] = [("POST", path, raw) for path in WRITTEN for raw in RAW]
     for text in TEXTS:
         odd = quote(text.encode("utf-8", "surrogatepass"), safe="")

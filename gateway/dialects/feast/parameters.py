@@ -38,6 +38,11 @@ def invalid(name: str, what: str) -> errors.InvalidArgument:
     return errors.InvalidArgument(f"query parameter '{name}': {what}", field=name, error_type="RequestValidationError")
 
 
+def invalid_body(what: str) -> errors.InvalidArgument:
+    """A body that is wrong, in the same way."""
+    return errors.InvalidArgument(f"body: {what}", reason="MALFORMED_BODY", error_type="RequestValidationError")
+
+
 def bad_request(text: str, name: str) -> errors.InvalidArgument:
     """What Feast answers with 400 rather than 422."""
     return errors.InvalidArgument(text, field=name, error_type="HTTPException")

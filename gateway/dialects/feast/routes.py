@@ -16,7 +16,7 @@ from gateway.dialect import Metadata, Row
 from gateway.dialects.feast import parameters
 from gateway.dialects.feast.parameters import Parameter
 from gateway.dialects.feast.schemas import Component, Schema
-from gateway.exchange import Answer, Exchange
+from gateway.exchange import JSON, Answer, Exchange
 
 PREFIXES = ("/api/v1", "")
 
@@ -92,12 +92,14 @@ class Asked:
         """The body as the route's struct."""
         if self._route.body is None:
             raise KeyError(f"{self._route.operation} does not declare a body")
+        media_type = self._exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != JSON:
+            # A page of another site can have a browser send anything else without asking us first.
+            raise parameters.invalid_body(f"its content type must be {JSON}")
         try:
             return msgspec.json.decode(self._exchange.body, type=self._route.body, strict=False)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise errors.InvalidArgument(
-                f"body: {error}", reason="MALFORMED_BODY", error_type="RequestValidationError"
-            ) from None
+            raise parameters.invalid_body(str(error)) from None
 
     def page(self) -> tuple[int, int]:
         """Page and limit; either alone brings the other one's default; both 0 if neither was asked for."""

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from chassis import errors
 from gateway.dialects.feast import parameters
-from gateway.dialects.feast.parameters import bad_request
+from gateway.dialects.feast.parameters import bad_request, invalid_body
 from gateway.dialects.feast.routes import Asked, Lookup, Route, after_lookup
 from gateway.dialects.feast.schemas import TEXT, one_of, record
 from gateway.exchange import Answer, json_answer
@@ -210,16 +210,12 @@ def message(kind: type[_M], **fields: Any) -> _M:
     try:
         return kind(**fields)
     except (ValueError, TypeError) as error:
-        raise _invalid_body(str(error)) from None
-
-
-def _invalid_body(what: str) -> errors.InvalidArgument:
-    return errors.InvalidArgument(f"body: {what}", reason="MALFORMED_BODY", error_type="RequestValidationError")
+        raise invalid_body(str(error)) from None
 
 
 def _one_of(number: int, known: Collection[int], field: str) -> None:
     if number not in known:
-        raise _invalid_body(f"`{field}` must be one of {sorted(known)}")
+        raise invalid_body(f"`{field}` must be one of {sorted(known)}")
 
 
 def _entity(body: EntityBody) -> feast_rpc.ApplyEntityRequest:
@@ -236,7 +232,7 @@ def _options(options: Any) -> dict[str, Any]:
     given = _given(options, "config", "class_name", "schema_")
     if isinstance(options, FileOptions) and options.file_format:
         if options.file_format not in _FORMATS:
-            raise _invalid_body(f"`file_format` must be one of {sorted(_FORMATS)}")
+            raise invalid_body(f"`file_format` must be one of {sorted(_FORMATS)}")
         given["file_format"] = {_FORMATS[options.file_format]: {}}
     if isinstance(options, WarehouseOptions) and options.schema_:
         given["schema"] = options.schema_
