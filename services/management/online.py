@@ -20,7 +20,7 @@ from protos.gen.triglot.serving.v1 import (
     serving_service_pb2_grpc,
     value_pb2,
 )
-from services.management.publish import GROUP_VERSION, OVERWRITE
+from services.management.publish import GROUP_VERSION, OVERWRITE, features_of
 from services.management.rows import Row
 
 _ABSENT = ("FEATURE_GROUP_NOT_FOUND", "FEATURE_STORE_NOT_FOUND")
@@ -68,6 +68,20 @@ class OnlineStore:
         """Make a group, or confirm it. Raises AlreadyExists if it exists with other columns."""
         request = serving_service_pb2.EnsureFeatureGroupRequest(feature_group=group)
         await calls.invoke(self._stub.EnsureFeatureGroup, request, metadata=self._metadata)
+
+    async def append(self, view: Row) -> None:
+        """Give a view's group the columns that it lacks. Nothing before a publish. Idempotent."""
+        request = serving_service_pb2.AppendFeaturesRequest(
+            feature_store=view["feature_store"],
+            name=view["name"],
+            version=GROUP_VERSION,
+            features=features_of(view),
+        )
+        try:
+            await calls.invoke(self._stub.AppendFeatures, request, metadata=self._metadata)
+        except errors.NotFound as error:
+            if error.reason not in _ABSENT:
+                raise
 
     async def drop(self, view: Row) -> None:
         """Delete a view's group and rows. Idempotent."""

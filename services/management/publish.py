@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +26,8 @@ from services.management.rows import Row
 OVERWRITE, MERGE = "Overwrite", "Merge"
 GROUP_VERSION = 1
 _TYPES = ("Batch", "Stream")
+# What an event time can be written to: a point in time, or PAI's milliseconds since 1970.
+_TIMES = ("TIMESTAMP", "INT64")
 _READ_BUFFER_BYTES = 1 << 20
 
 
@@ -41,8 +43,7 @@ def asked_for(view: Row, request: pb.PublishFeatureViewTableRequest) -> dict[str
     if view["online_type"] not in SERVED_TYPES and not view["write_to_featuredb"]:
         raise invalid("FeatureViewId", f"is kept in {view['online_type']}, which this deployment cannot write to")
     key_of(view)
-    if request.event_time:
-        _check_time(request.event_time)
+    event_time_of(view, request.event_time)
     return {
         "mode": mode.lower(),
         "partitions": {column: _kept(column, chosen) for column, chosen in request.partitions.items()},
@@ -50,6 +51,23 @@ def asked_for(view: Row, request: pb.PublishFeatureViewTableRequest) -> dict[str
         "config": json_object("Config", request.config),
         "offline_to_online": request.offline_to_online if request.HasField("offline_to_online") else True,
     }
+
+
+def event_time_of(view: Row, text: str) -> tuple[str, datetime] | None:
+    """The view's event-time column, and the time of rows that have none in it. None: the publish gives no time, or the
+    view has no such column. Raises InvalidArgument."""
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise invalid("EventTime", "must be a time in ISO 8601, such as 2026-11-21T08:00:00+00:00") from None
+    for field in fields.loaded(view["fields"]):
+        if fields.EVENT_TIME in field["attributes"]:
+            if field["type"] not in _TIMES:
+                raise invalid("EventTime", f"cannot be written to {field['name']}, which is of type {field['type']}")
+            return field["name"], at if at.tzinfo else at.replace(tzinfo=UTC)
+    return None
 
 
 def key_of(view: Row) -> str:
@@ -79,16 +97,20 @@ def columns_of(view: Row) -> list[tuple[str, str, str]]:
     return columns
 
 
+def features_of(view: Row) -> list[feature_group_pb2.Feature]:
+    """The columns of the view's feature group."""
+    return [feature_group_pb2.Feature(name=served, type=kind) for _, served, kind in columns_of(view)]
+
+
 def group_of(view: Row, seconds_of_ttl: int) -> feature_group_pb2.FeatureGroup:
     """The feature group that the view is in serving. `seconds_of_ttl`: what one unit of its TTL lasts."""
-    columns = columns_of(view)
-    served = {name: served_name for name, served_name, _ in columns}
+    served = {name: served_name for name, served_name, _ in columns_of(view)}
     event_times = fields.having(fields.loaded(view["fields"]), fields.EVENT_TIME)
     group = feature_group_pb2.FeatureGroup(
         feature_store=view["feature_store"],
         name=view["name"],
         version=GROUP_VERSION,
-        features=[feature_group_pb2.Feature(name=name, type=kind) for _, name, kind in columns],
+        features=features_of(view),
         primary_key=[view["join_id"]],
         event_time=served.get(event_times[0], "") if event_times else "",
     )
@@ -106,6 +128,8 @@ class Source:
     key: str
     # Conditions on columns that the files hold, where the partition is not a folder.
     filters: Mapping[str, Mapping[str, Any]]
+    # The column, and the value, of what has no event time of its own.
+    event_time: tuple[str, datetime] | None = None
 
     def count(self) -> int:
         """Rows in the files, from their footers: those that filters will leave out are counted too."""
@@ -119,13 +143,15 @@ class Source:
         """
         names = [name for name, _, _ in self.columns]
         wanted = list(dict.fromkeys([*names, *self.filters]))
+        given = self.event_time[0] if self.event_time else None
         for file in self.files:
             first_row = 1
             with pq.ParquetFile(file.path, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False) as reader:
                 present = set(reader.schema_arrow.names)
-                for missing in (name for name in wanted if name not in present):
+                for missing in (name for name in wanted if name not in present and name != given):
                     raise errors.InvalidArgument(f"{file.path.name} has no column {missing}")
-                for batch in reader.iter_batches(batch_size=rows, columns=wanted):
+                read = [name for name in wanted if name in present]
+                for batch in reader.iter_batches(batch_size=rows, columns=read):
                     yield from self._converted(batch, file, first_row, max_bytes)
                     first_row += batch.num_rows
 
@@ -133,7 +159,7 @@ class Source:
         arrays = []
         for name, _, kind in self.columns:
             place = _Place(file.path.name, first_row, name)
-            array = _cast(batch.column(name), datatypes.arrow_type(kind), place)
+            array = self._array(batch, name, datatypes.arrow_type(kind), place)
             if name == self.key and array.null_count:
                 raise place.at(array.is_null().index(True).as_py(), "the key is null")
             arrays.append(array)
@@ -145,16 +171,26 @@ class Source:
         for start in range(0, converted.num_rows, size):
             yield converted.slice(start, size)
 
+    def _array(self, batch: pa.RecordBatch, name: str, target: pa.DataType, place: _Place) -> pa.Array:
+        if self.event_time is None or name != self.event_time[0]:
+            return _cast(batch.column(name), target, place)
+        at = self.event_time[1]
+        value = pa.scalar(at if pa.types.is_timestamp(target) else round(at.timestamp() * 1000), target)
+        if name not in batch.schema.names:
+            return pa.repeat(value, batch.num_rows)
+        return pc.fill_null(_cast(batch.column(name), target, place), value)
 
-def source_of(view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]]) -> Source:
+
+def source_of(view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]], event_time: str = "") -> Source:
     """What of a table is to be published. InvalidArgument for an unknown column, NotFound if nothing is there."""
     held = set(table.schema.names)
     for column in partitions:
         if column not in held and column not in table.partition_columns:
             raise invalid("Partitions", f"names {column}, which is no column of table {table.name}")
     columns = columns_of(view)
+    given = event_time_of(view, event_time)
     for name, _, _ in columns:
-        if name not in held:
+        if name not in held and (given is None or name != given[0]):
             raise errors.InvalidArgument(f"table {table.name} has no column {name}")
     folders = {column: chosen for column, chosen in partitions.items() if column in table.partition_columns}
     files = [
@@ -165,7 +201,7 @@ def source_of(view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any
     if not files:
         raise errors.NotFound(f"table {table.name} has no such partition", resource="Partition", id=table.name)
     filters = {column: chosen for column, chosen in partitions.items() if column not in folders}
-    return Source(table, files, columns, key_of(view), filters)
+    return Source(table, files, columns, key_of(view), filters, given)
 
 
 def arrow_stream(batch: pa.RecordBatch) -> bytes:
@@ -245,10 +281,3 @@ def _kept(column: str, chosen: pb.PartitionSelection) -> dict[str, Any]:
     if not chosen.start_value and not chosen.end_value:
         raise invalid("Partitions", f"give no value for {column}")
     return {"start_value": chosen.start_value, "end_value": chosen.end_value}
-
-
-def _check_time(text: str) -> None:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        raise invalid("EventTime", "must be a time in ISO 8601, such as 2026-11-21T08:00:00+00:00") from None

@@ -228,7 +228,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         self, request: fv.UpdateFeatureViewRequest, context: Any
     ) -> fv.UpdateFeatureViewResponse:
         self._check(request)
-        await self._views.update(request)
+        await self._views.update(request, self._online.append)
         return fv.UpdateFeatureViewResponse()
 
     async def DeleteFeatureView(
@@ -248,7 +248,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
             datasource_id, table_name = offline_table_of(view)
             folder = await self._datasources.config(datasource_id)
             table = await asyncio.to_thread(self._offline.open, folder, table_name)
-            publish.source_of(view, table, config["partitions"])
+            publish.source_of(view, table, config["partitions"], config["event_time"])
         return fv.PublishFeatureViewTableResponse(task_id=str(await self._tasks.publish(view, config)))
 
     async def ListFeatureViewOnlineFeatures(

@@ -77,10 +77,11 @@ class FeatureViews:
         """The row, whoever asks; None if there is none."""
         return await self._database.fetchrow(QUERIES.feature_view, identifier)
 
-    async def row(self, key: str) -> Row:
+    async def row(self, key: str) -> dict[str, Any]:
         """The row, with names and types of what it refers to. Raises NotFound, PermissionDenied."""
         found = await self._database.fetchrow(QUERIES.feature_view, number("FeatureViewId", key))
-        return permitted("FeatureView", key, found)
+        permitted("FeatureView", key, found)
+        return dict(found or {})
 
     async def get(self, key: str) -> pb.FeatureView:
         """Raises NotFound, PermissionDenied."""
@@ -132,11 +133,16 @@ class FeatureViews:
             ],
         )
 
-    async def update(self, request: pb.UpdateFeatureViewRequest) -> None:
-        """Raises InvalidArgument if a field goes or changes type or key; FailedPrecondition if columns come or change
-        after the view was published."""
+    async def update(
+        self, request: pb.UpdateFeatureViewRequest, append_columns: Callable[[Row], Awaitable[None]]
+    ) -> None:
+        """Change the fields, and what `append_columns` changes for the row as it will be, or neither.
+
+        Raises InvalidArgument if a field goes or changes type or key. After the view was published columns may only
+        come after the others, and while it is being published not even that: FailedPrecondition.
+        """
         identifier = number("FeatureViewId", request.feature_view_id)
-        await self.row(request.feature_view_id)
+        shown = await self.row(request.feature_view_id)
         columns = fields.kept_view_fields(request.fields)
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(QUERIES.lock_feature_view, identifier)
@@ -144,9 +150,17 @@ class FeatureViews:
                 raise not_found("FeatureView", identifier)
             old = fields.loaded(row["fields"])
             _check_update(old, columns)
-            if row["was_published"] and _stored(old) != _stored(columns):
-                raise errors.FailedPrecondition("the view was published; its columns cannot be changed any more")
+            before, after = _stored(old), _stored(columns)
+            changed = before != after
+            if changed and row["active_task"] is not None:
+                raise _published_now(row)
+            if changed and row["was_published"] and after[: len(before)] != before:
+                raise errors.FailedPrecondition(
+                    "the view was published; columns can come after its others, and nothing else can change about them"
+                )
             await connection.execute(QUERIES.update_feature_view_fields, identifier, fields.dumped(columns))
+            if changed and row["was_published"]:
+                await append_columns({**shown, "fields": fields.dumped(columns)})
 
     async def delete(self, key: str, drop_rows: Callable[[Row], Awaitable[None]]) -> None:
         """Delete a view, and what `drop_rows` deletes of its row, or neither.
@@ -159,12 +173,7 @@ class FeatureViews:
             if row is None:
                 raise not_found("FeatureView", key)
             if row["active_task"] is not None:
-                raise errors.FailedPrecondition(
-                    f"task {row['active_task']} is publishing the view; wait for it, or stop it",
-                    reason="DEPENDENCY_EXISTS",
-                    resource="FeatureView",
-                    dependents="a task",
-                )
+                raise _published_now(row)
             await connection.execute(QUERIES.delete_feature_view, shown["id"])
             if row["was_published"]:
                 await drop_rows(shown)
@@ -196,6 +205,15 @@ class FeatureViews:
         if datasource["type"] != OFFLINE_TYPE:
             raise invalid("RegisterDatasourceId", f"must be of type {OFFLINE_TYPE}, not {datasource['type']}")
         return int(datasource["id"])
+
+
+def _published_now(row: Row) -> errors.FailedPrecondition:
+    return errors.FailedPrecondition(
+        f"task {row['active_task']} is publishing the view; wait for it, or stop it",
+        reason="DEPENDENCY_EXISTS",
+        resource="FeatureView",
+        dependents="a task",
+    )
 
 
 def offline_table_of(view: Row) -> tuple[int, str]:

@@ -186,7 +186,7 @@ class Worker:
         datasource_id, table_name = offline_table_of(view)
         folder = await self._datasources.config(datasource_id)
         table = await asyncio.to_thread(self._offline.open, folder, table_name)
-        return publish.source_of(view, table, config["partitions"])
+        return publish.source_of(view, table, config["partitions"], config["event_time"])
 
 
 class _ArrowStreams:

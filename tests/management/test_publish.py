@@ -159,13 +159,13 @@ async def test_from_parquet_to_online_rows(
     assert await online(caller, view, 49_999, 50_000, "0") == [{"user_id": 49_999, "x": 0.5}, {"user_id": 0, "x": 0.5}]
     assert (await caller.answer("GetFeatureView", FeatureViewId=view))["LastSyncConfig"] == done["Config"]
     await caller.refused("StopTask", 400, "InvalidParameter", TaskId=task)
-    # The view is a feature group now; with its columns changed it would be another one.
+    # The view is a feature group now; columns can come after the others, and that is all.
     await caller.refused(
         "UpdateFeatureView",
         400,
         "InvalidParameter",
         FeatureViewId=view,
-        Fields=[*FIELDS, {"Name": "y", "Type": "INT32"}],
+        Fields=[{"Name": "y", "Type": "INT32"}, *FIELDS],
     )
     await caller.answer("DeleteFeatureView", FeatureViewId=view)
     again = await caller.made(
@@ -513,3 +513,59 @@ async def test_a_datasource_tells_what_its_views_take(
     offline = await caller.answer("ListDatasourceFeatureViews", DatasourceId="1", Name="prof")
     assert ["UsageStatistics" in each for each in offline["FeatureViews"]] == [False]
     assert "TotalUsageStatistics" not in offline
+
+
+async def test_columns_come_after_a_publish(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, *, brake: Brake, tmp_path: Path
+) -> None:
+    write(tmp_path, range(3))
+    view = await view_of_users(caller, tmp_path)
+    wider = {"FeatureViewId": view, "Fields": [*FIELDS, {"Name": "y", "Type": "INT32", "Attributes": []}]}
+    async with worker(settings, own, serving):
+        brake.hold()
+        task = await publish(caller, view)
+        await until_under_way(brake, 1)
+        await caller.refused("UpdateFeatureView", 400, "DependencyExists", **wider)
+        brake.release()
+        await until_task(caller, task, "Success")
+        await caller.answer("UpdateFeatureView", **wider)
+        assert await online(caller, view, 1) == [{"user_id": 1, "x": 0.5, "y": None}]
+        pq.write_table(pa.table({"id": [1], "x": [1.5], "y": [7]}), tmp_path / "users.parquet")
+        await until_task(caller, await publish(caller, view, Mode="Merge"), "Success")
+    assert await online(caller, view, 1, 2) == [
+        {"user_id": 1, "x": 1.5, "y": 7},
+        {"user_id": 2, "x": 0.5, "y": None},
+    ]
+    # What it has got it keeps, and asking again changes nothing.
+    await caller.answer("UpdateFeatureView", **wider)
+    await caller.refused("UpdateFeatureView", 400, "InvalidParameter", FeatureViewId=view, Fields=FIELDS)
+    marked = [{**FIELDS[1], "Attributes": ["EventTime"]} if field is FIELDS[1] else field for field in wider["Fields"]]
+    await caller.refused("UpdateFeatureView", 400, "InvalidParameter", FeatureViewId=view, Fields=marked)
+
+
+async def test_the_event_time_of_a_publish(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    timed = [*FIELDS, {"Name": "at", "Type": "TIMESTAMP", "Attributes": ["EventTime"]}]
+    times = pa.array([None, 2_000], pa.timestamp("ms"))
+    pq.write_table(pa.table({"id": [1, 2], "x": [0.5, 0.5], "at": times}), tmp_path / "users.parquet")
+    view = await view_of_users(caller, tmp_path, Fields=timed)
+    async with worker(settings, own, serving):
+        task = await publish(caller, view, EventTime="1970-01-01T01:00:01+01:00")
+        await until_task(caller, task, "Success")
+        assert [row["at"] for row in await online(caller, view, 1, 2)] == [1_000, 2_000]
+        # A table without the column: all its rows are of that time, and a row is never replaced by an older one.
+        write(tmp_path, range(4), x=2.5)
+        await caller.refused(
+            "PublishFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode="Merge", OfflineToOnline=True
+        )
+        task = await publish(caller, view, Mode="Merge", EventTime="1970-01-01T00:00:01.500")
+        await until_task(caller, task, "Success")
+    assert [(row["x"], row["at"]) for row in await online(caller, view, 1, 2, 3)] == [
+        (2.5, 1_500),
+        (0.5, 2_000),
+        (2.5, 1_500),
+    ]
+    await caller.refused(
+        "PublishFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode="Merge", EventTime="tomorrow"
+    )

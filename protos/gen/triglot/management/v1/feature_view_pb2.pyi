@@ -592,7 +592,7 @@ class UpdateFeatureViewRequest(_message.Message):
     """Decimal number."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureViewField]:
-        """All fields: the old ones with their types and keys, and new ones."""
+        """All fields: the old ones with their types and keys, and new ones. After a publish, new ones come last."""
 
     def __init__(
         self,
@@ -742,7 +742,9 @@ class PublishFeatureViewTableRequest(_message.Message):
     mode: _builtins.str
     """Overwrite: the new rows replace all old ones at once. Merge: each new row replaces the old row of its key."""
     event_time: _builtins.str
-    """ISO 8601. Kept in the task's configuration."""
+    """ISO 8601, UTC unless it says otherwise. Written to the view's event-time column in rows that have nothing there, or
+    in all rows of a table without that column. Kept in the task's configuration.
+    """
     offline_to_online: _builtins.bool
     """Whether rows are copied; true if absent. False only makes the feature group."""
     config: _builtins.str

@@ -514,7 +514,9 @@ class ManagementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateFeatureView(self, request, context):
-        """Adds fields and changes attributes. FAILED_PRECONDITION if the view was published and its columns would change.
+        """Adds fields and changes attributes. Fields that come after a publish are null in the rows that are there.
+        FAILED_PRECONDITION if columns would come or change while the view is being published, or if a published view would
+        change otherwise than by columns after its others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

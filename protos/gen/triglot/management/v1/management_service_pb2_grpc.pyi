@@ -108,7 +108,10 @@ class ManagementServiceStub:
     ListFeatureViews: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewsRequest, _feature_view_pb2.ListFeatureViewsResponse]
     """Feature views, by page."""
     UpdateFeatureView: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.UpdateFeatureViewRequest, _feature_view_pb2.UpdateFeatureViewResponse]
-    """Adds fields and changes attributes. FAILED_PRECONDITION if the view was published and its columns would change."""
+    """Adds fields and changes attributes. Fields that come after a publish are null in the rows that are there.
+    FAILED_PRECONDITION if columns would come or change while the view is being published, or if a published view would
+    change otherwise than by columns after its others.
+    """
     DeleteFeatureView: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.DeleteFeatureViewRequest, _feature_view_pb2.DeleteFeatureViewResponse]
     """Deletes a feature view that no model feature uses, and its online rows."""
     PublishFeatureViewTable: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.PublishFeatureViewTableRequest, _feature_view_pb2.PublishFeatureViewTableResponse]
@@ -229,7 +232,10 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     ListFeatureViews: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewsRequest, _feature_view_pb2.ListFeatureViewsResponse]  # type: ignore[assignment]
     """Feature views, by page."""
     UpdateFeatureView: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.UpdateFeatureViewRequest, _feature_view_pb2.UpdateFeatureViewResponse]  # type: ignore[assignment]
-    """Adds fields and changes attributes. FAILED_PRECONDITION if the view was published and its columns would change."""
+    """Adds fields and changes attributes. Fields that come after a publish are null in the rows that are there.
+    FAILED_PRECONDITION if columns would come or change while the view is being published, or if a published view would
+    change otherwise than by columns after its others.
+    """
     DeleteFeatureView: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.DeleteFeatureViewRequest, _feature_view_pb2.DeleteFeatureViewResponse]  # type: ignore[assignment]
     """Deletes a feature view that no model feature uses, and its online rows."""
     PublishFeatureViewTable: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.PublishFeatureViewTableRequest, _feature_view_pb2.PublishFeatureViewTableResponse]  # type: ignore[assignment]
@@ -515,7 +521,10 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feature_view_pb2.UpdateFeatureViewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_feature_view_pb2.UpdateFeatureViewResponse, _abc.Awaitable[_feature_view_pb2.UpdateFeatureViewResponse]]:
-        """Adds fields and changes attributes. FAILED_PRECONDITION if the view was published and its columns would change."""
+        """Adds fields and changes attributes. Fields that come after a publish are null in the rows that are there.
+        FAILED_PRECONDITION if columns would come or change while the view is being published, or if a published view would
+        change otherwise than by columns after its others.
+        """
 
     @_abc_1.abstractmethod
     def DeleteFeatureView(
