@@ -13,11 +13,13 @@ Shown in gRPC metadata, by clients or by the gateway on their behalf:
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -30,6 +32,7 @@ from chassis.principals import ANYBODY, Principal
 from chassis.rpc import Authenticator, Metadata
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings, require_loopback
+from chassis.telemetry import log
 
 SIGNATURE_ALGORITHM = "ACS3-HMAC-SHA256"
 CANONICAL_REQUEST = "x-triglot-canonical-request-bin"
@@ -38,7 +41,19 @@ NONCE = "x-acs-signature-nonce"
 MAX_CLOCK_SKEW = timedelta(minutes=15)
 _MAX_CACHED = 10_000
 _REFUSAL_CACHE_SECONDS = 1.0
+# How long PostgreSQL may take about a key that was good before that counts as no answer; when it is asked again.
+_PATIENCE_SECONDS = 1.0
+_AGAIN_SECONDS = 1.0
 _NONCE_SWEEP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of an API key: whose it is, None if it is refused. On the clock of time.monotonic()."""
+
+    principal: Principal | None
+    checked: float
+    trusted_until: float
 
 
 class Tokens(Protocol):
@@ -62,18 +77,26 @@ class Anyone:
 class Keys:
     """Authentication by API keys, access keys and tokens.
 
-    What was found out about an API key is trusted for `cache_seconds`, that it is refused for one second.
+    What was found out about an API key is trusted for `cache_seconds`, that it is refused for one second. While
+    PostgreSQL cannot be asked, a key that was good is taken for `stale_seconds` more.
     """
 
     def __init__(
-        self, database: Database, secret_box: SecretBox, cache_seconds: float, tokens: Sequence[Tokens] = ()
+        self,
+        database: Database,
+        secret_box: SecretBox,
+        cache_seconds: float,
+        tokens: Sequence[Tokens] = (),
+        *,
+        stale_seconds: float = 0.0,
     ) -> None:
         self._database = database
         self._box = secret_box
         self._cache_seconds = cache_seconds
+        self._stale_seconds = stale_seconds
         self._tokens = tokens
-        # Hash of an API key -> (principal or None if refused, until when). Oldest first.
-        self._cache: OrderedDict[bytes, tuple[Principal | None, float]] = OrderedDict()
+        # Hash of an API key -> what is known of it. Oldest first.
+        self._cache: OrderedDict[bytes, _Known] = OrderedDict()
         self._next_sweep = 0.0
 
     async def principal(self, metadata: Metadata) -> Principal:
@@ -97,19 +120,31 @@ class Keys:
 
     async def _by_api_key(self, api_key: str) -> Principal:
         digest = hashed(api_key)
-        now = time.monotonic()
-        cached = self._cache.get(digest)
-        if cached is None or cached[1] < now:
-            found = await self._look_up(api_key, digest)
-            lasts = self._cache_seconds if found else min(_REFUSAL_CACHE_SECONDS, self._cache_seconds)
-            cached = (found, now + lasts)
-            self._cache[digest] = cached
+        known = self._cache.get(digest)
+        if known is None or known.trusted_until < time.monotonic():
+            known = await self._checked(api_key, digest, known)
+            self._cache[digest] = known
             self._cache.move_to_end(digest)
             if len(self._cache) > _MAX_CACHED:
                 self._cache.popitem(last=False)
-        if cached[0] is None:
+        if known.principal is None:
             raise errors.Unauthenticated("the API key is unknown, revoked or expired")
-        return cached[0]
+        return known.principal
+
+    async def _checked(self, api_key: str, digest: bytes, before: _Known | None) -> _Known:
+        usable = before is not None and before.principal and time.monotonic() < before.checked + self._stale_seconds
+        if before is None or not usable:
+            found = await self._look_up(api_key, digest)
+        else:
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    found = await self._look_up(api_key, digest)
+            except (errors.Unavailable, TimeoutError):
+                log.warning("PostgreSQL cannot be asked about a key that was good; it is taken", key=api_key[:16])
+                return _Known(before.principal, before.checked, time.monotonic() + _AGAIN_SECONDS)
+        now = time.monotonic()
+        lasts = self._cache_seconds if found else min(_REFUSAL_CACHE_SECONDS, self._cache_seconds)
+        return _Known(found, now, now + lasts)
 
     async def _look_up(self, api_key: str, digest: bytes) -> Principal | None:
         prefix, dot, _ = api_key.partition(".")
@@ -190,4 +225,10 @@ def open_authenticator(settings: Settings, database: Database) -> Authenticator:
         tokens.append(TokenReviews(cluster))
     if provider.discovery_url:
         tokens.append(Oidc(provider))
-    return Keys(database, SecretBox(settings.secret_key), settings.auth_cache_seconds, tokens)
+    return Keys(
+        database,
+        SecretBox(settings.secret_key),
+        settings.auth_cache_seconds,
+        tokens,
+        stale_seconds=settings.auth_stale_seconds,
+    )

@@ -120,6 +120,11 @@ class Settings(SettingsModel):
     auth_cache_seconds: float = Field(
         10.0, ge=0, le=300, description="How long a process trusts a credential it has checked."
     )
+    auth_stale_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="How much longer an API key that was good is taken while PostgreSQL cannot be asked about it.",
+    )
     secret_key: SecretStr = Field(
         SecretStr(""),
         description="32 bytes in base64 that encrypt secrets at rest (access keys, datasources).",

@@ -8,11 +8,13 @@ import pytest
 
 from chassis import auth, errors
 from chassis.identity.store import IdentityStore
-from chassis.postgres import Database
+from chassis.postgres import Database, open_database
 from chassis.principals import Principal
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from tests.conftest import Servers
+from tests.patience import until
+from tests.relay import open_relay
 
 
 def now_text(offset: timedelta = timedelta()) -> str:
@@ -92,6 +94,39 @@ async def test_a_revoked_key_stops_working(settings: Settings, database: Databas
     await identity.revoke_api_key(shown.identifier)
     with pytest.raises(errors.Unauthenticated):
         await keys.principal({"x-api-key": key})
+
+
+async def test_a_key_that_was_good_is_taken_while_postgresql_is_away(
+    settings: Settings, identity: IdentityStore
+) -> None:
+    await identity.create_principal(Principal("bob"))
+    key, shown = await identity.create_api_key("bob")
+    async with open_relay(settings.postgres_url.get_secret_value()) as relay:
+        through = settings.model_copy(update={"postgres_url": type(settings.postgres_url)(relay.url)})
+        database = await open_database(through)
+        box = SecretBox(settings.secret_key)
+        patient = auth.Keys(database, box, cache_seconds=0, stale_seconds=3600)
+        strict = auth.Keys(database, box, cache_seconds=0)
+        for keys in (patient, strict):
+            assert (await keys.principal({"x-api-key": key})).name == "bob"
+        relay.closed = True
+        relay.close()
+        assert (await patient.principal({"x-api-key": key})).name == "bob"
+        for keys, other in ((strict, key), (patient, f"{shown.identifier}.wrong"), (patient, "0123456789abcdef.x")):
+            with pytest.raises(errors.Unavailable):
+                await keys.principal({"x-api-key": other})
+        await identity.revoke_api_key(shown.identifier)
+        relay.closed = False
+
+        async def refused() -> bool:
+            try:
+                await patient.principal({"x-api-key": key})
+            except errors.Unauthenticated:
+                return True
+            return False
+
+        await until(refused)
+        await database.close()
 
 
 async def test_an_expired_key_is_refused(settings: Settings, database: Database, identity: IdentityStore) -> None:

@@ -16,8 +16,8 @@ from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.value_pb2 import Value
 from tests.conftest import Servers
 from tests.patience import until
+from tests.relay import Relay, open_relay
 from tests.serving.conftest import Client
-from tests.serving.relay import Relay, open_relay
 
 
 async def define(serving: Client) -> Any:
