@@ -194,6 +194,7 @@ class Sample:
     times: list[float] = field(default_factory=list)  # seconds of each call
     rates: list[float] = field(default_factory=list)  # calls a second of each turn
     cpu_seconds: float = 0.0  # of the server's processes, in all turns that count
+    database_seconds: float = 0.0  # of the database's
     spent: float = 0.0
     note: str = ""  # why there are no figures
 
@@ -213,8 +214,13 @@ class Sample:
 
     @property
     def cpu_ms(self) -> float | None:
-        """Processor time of a call, the kernel's part included, that of databases not. Steadier on a busy machine."""
+        """Processor time of a call in the server, the kernel's part included. Steadier on a busy machine."""
         return self.cpu_seconds / len(self.times) * 1000 if self.times else None
+
+    @property
+    def database_ms(self) -> float | None:
+        """The same in the database."""
+        return self.database_seconds / len(self.times) * 1000 if self.times else None
 
     @property
     def rate(self) -> float | None:
@@ -240,11 +246,14 @@ def one_by_one(prepare: Callable[[Contestant], Callable[[], object]]) -> Turn:
     return turn
 
 
-def compare(contestants: Sequence[Contestant], turn: Turn, limits: Limits) -> dict[Contestant, Sample]:
+def compare(
+    contestants: Sequence[Contestant], turn: Turn, limits: Limits, database_cpu: Callable[[], float]
+) -> dict[Contestant, Sample]:
     """Rounds in which all contestants take a turn, in alternating order. The first round warms up and does not count.
 
     Where only that one fits into the budget, it counts (n is 1): better one figure than none. Who lets a call wait too
-    long is stopped, because it may still be busy with it, and stays out of what follows.
+    long is stopped, because it may still be busy with it, and stays out of what follows. `database_cpu` says how many
+    seconds of processor time the database that all share has used so far: what it uses in a turn is whose turn it is.
     """
     samples = {contestant: Sample(note=contestant.stopped) for contestant in contestants}
     warm_up = Limits(1, 0.0001, 1, 0)
@@ -254,8 +263,8 @@ def compare(contestants: Sequence[Contestant], turn: Turn, limits: Limits) -> di
             if sample.note or sample.spent > limits.budget_seconds:
                 continue
             if number == 1:
-                sample.times, sample.rates, sample.cpu_seconds = [], [], 0.0
-            used = contestant.process.cpu_seconds()
+                sample = samples[contestant] = Sample(spent=sample.spent)
+            used, used_by_database = contestant.process.cpu_seconds(), database_cpu()
             begin = time.perf_counter()
             try:
                 times = turn(contestant, limits if number else warm_up)
@@ -270,6 +279,7 @@ def compare(contestants: Sequence[Contestant], turn: Turn, limits: Limits) -> di
                 sample.times += times
                 sample.rates.append(len(times) / elapsed)
                 sample.cpu_seconds += contestant.process.cpu_seconds() - used
+                sample.database_seconds += database_cpu() - used_by_database
                 sample.spent += elapsed
     return samples
 

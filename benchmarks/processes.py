@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 _STOP_SECONDS = 10.0
+_PARENT, _GROUP = 1, 2  # fields of /proc/PID/stat
 _Result = TypeVar("_Result")
 
 
@@ -71,8 +72,8 @@ class Process:
         return None
 
     def cpu_seconds(self) -> float:
-        """What the processes of the group that still run have used so far, theirs and the kernel's."""
-        return sum(_cpu_ticks(pid) for pid in self._group()) / os.sysconf("SC_CLK_TCK")
+        """What the group has used so far."""
+        return cpu_seconds(self._group())
 
     def stop(self) -> None:
         """End it as a user would, then what is left of its group: Feast leaves its children behind."""
@@ -91,22 +92,30 @@ class Process:
         self._popen.wait()
 
     def _group(self) -> list[int]:
-        return [int(each.name) for each in Path("/proc").glob("[0-9]*") if _group_of(each) == self._popen.pid]
+        return [int(each.name) for each in Path("/proc").glob("[0-9]*") if _stat(each, _GROUP) == self._popen.pid]
 
 
-def _group_of(process: Path) -> int | None:
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time of all threads that still run, the kernel's part included."""
+    nanoseconds = 0
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with suppress(OSError):
+                nanoseconds += int(file.read_text().split()[0])
+    return nanoseconds / 1e9
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process started itself."""
+    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if _stat(each, _PARENT) == parent]
+
+
+def _stat(process: Path, number: int) -> int | None:
+    """A number of /proc/PID/stat, counted behind the name; None if the process is gone."""
     try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[2])
+        return int((process / "stat").read_text().rpartition(")")[2].split()[number])
     except OSError:
         return None
-
-
-def _cpu_ticks(pid: int) -> int:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
 
 
 def _status_kib(pid: int, line: str) -> int:

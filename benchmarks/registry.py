@@ -159,12 +159,19 @@ OPERATIONS = (
 Results = dict[Operation, dict[Contestant, Sample]]
 
 
-def measure(operations: Sequence[Operation], contestants: Sequence[Contestant], limits: Limits) -> Results:
+def measure(
+    operations: Sequence[Operation],
+    contestants: Sequence[Contestant],
+    limits: Limits,
+    database_cpu: Callable[[], float],
+) -> Results:
     results: Results = {}
     for operation in operations:
         progress(f"{operation.title} ...")
         calls = min(limits.turn_calls, operation.most_calls or limits.turn_calls)
-        results[operation] = harness.compare(contestants, operation.turn, replace(limits, turn_calls=calls))
+        results[operation] = harness.compare(
+            contestants, operation.turn, replace(limits, turn_calls=calls), database_cpu
+        )
     return results
 
 
@@ -177,14 +184,16 @@ class Memory:
     after: float
 
 
-def measure_lineage(contestants: Sequence[Contestant], limits: Limits) -> tuple[Results, dict[Contestant, Memory]]:
+def measure_lineage(
+    contestants: Sequence[Contestant], limits: Limits, database_cpu: Callable[[], float]
+) -> tuple[Results, dict[Contestant, Memory]]:
     """lineage/complete, and what it does to a server's memory."""
     running = [each for each in contestants if not each.stopped]
     before = {}
     for each in running:
         before[each] = each.process.memory_mib()
         each.process.forget_peak()
-    results = measure([LINEAGE], contestants, limits)
+    results = measure([LINEAGE], contestants, limits, database_cpu)
     memory = {
         each: Memory(before[each], each.process.memory_mib("VmHWM"), each.process.memory_mib())
         for each in running
@@ -247,12 +256,11 @@ def _cells(sample: Sample) -> tuple[str, ...]:
 def _report_processor_time(results: Results, sizes: Sequence[int]) -> None:
     rows = []
     for operation, samples in results.items():
-        found = {(each.product, each.size): sample.cpu_ms for each, sample in samples.items()}
-        rows.append([operation.title, *(figure(found.get((product, size))) for product in _NAMES for size in sizes)])
-    columns = [f"{product}\n{size:,}" for product in _NAMES for size in sizes]
-    harness.table(
-        "Processor time of a call, ms: of the server's processes, not of PostgreSQL", ["views", *columns], rows
-    )
+        found = {(each.product, each.size): sample for each, sample in samples.items()}
+        asked = [found.get((product, size), Sample()) for product in _NAMES for size in sizes]
+        rows.append([operation.title, *(f"{figure(each.cpu_ms)} + {figure(each.database_ms)}" for each in asked)])
+    columns = ["server + PostgreSQL", *(f"{product}\n{size:,}" for product in _NAMES for size in sizes)]
+    harness.table("Processor time of a call, ms", columns, rows)
 
 
 def _report_throughput(results: Results) -> None:
@@ -290,6 +298,7 @@ def as_json(about: dict[str, str], results: Results, memory: dict[Contestant, Me
                 "median_ms": sample.median_ms,
                 "p95_ms": sample.p95_ms,
                 "processor_ms": sample.cpu_ms,
+                "postgresql_processor_ms": sample.database_ms,
                 "calls_per_second": sample.rate,
                 "note": sample.note,
             }
@@ -346,8 +355,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 place = Place(own, f"{url.rpartition('/')[0]}/{product}_{size}", options.patience)
                 contestants.append(closing.enter_context(PRODUCTS[product](size, content, place)))
                 about["postgresql"] = asyncio.run(_settle(place.url))
-        results = measure(OPERATIONS, contestants, limits)
-        lineage, memory = measure_lineage(contestants, limits)
+        [pid_file] = (folder / "data").glob("pg*/postmaster.pid")
+        postmaster = int(pid_file.read_text().splitlines()[0])
+
+        def database_cpu() -> float:
+            return processes.cpu_seconds(processes.children(postmaster))
+
+        results = measure(OPERATIONS, contestants, limits, database_cpu)
+        lineage, memory = measure_lineage(contestants, limits, database_cpu)
         results |= lineage
     about["load afterwards"] = harness.machine()["load"]
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
