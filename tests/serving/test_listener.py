@@ -8,7 +8,7 @@ from chassis.listener import Listener
 from chassis.postgres import Database
 from chassis.settings import Settings
 from tests import patience
-from tests.serving.relay import open_relay
+from tests.relay import open_relay
 
 
 async def until(true: Callable[[], bool]) -> None:
