@@ -294,12 +294,38 @@ CROSS JOIN LATERAL (
 ) c
 ORDER BY p.project, p.name, c.kind, c.name;
 
--- name: sources_of_entity
--- entity_source_pkey, then object_key. JSON of the data sources of an entity's views, last changed first.
-SELECT o.rendered, count(*) OVER () AS total
+-- Data sources of an entity's views: $1 names the project, $2 the entity, $3 is how many. OFFSET 0 keeps PostgreSQL from
+-- reading all data sources of the project: it does not know that some entities have few and some have very many.
+
+-- name: count_sources_of_entity
+-- entity_source_pkey, then object_key.
+SELECT count(*)
 FROM registry.entity_source s
-JOIN registry.object o ON o.project = s.project AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source
+CROSS JOIN LATERAL (
+    SELECT FROM registry.object o
+    WHERE o.project = $1 AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source OFFSET 0
+) o
+WHERE s.project = $1 AND s.entity = $2;
+
+-- name: sources_of_entity
+-- entity_source_pkey, then object_key. JSON, last changed first; for an entity with few.
+SELECT o.rendered
+FROM registry.entity_source s
+CROSS JOIN LATERAL (
+    SELECT o.rendered, o.updated, o.id FROM registry.object o
+    WHERE o.project = $1 AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source OFFSET 0
+) o
 WHERE s.project = $1 AND s.entity = $2
+ORDER BY o.updated DESC, o.id DESC LIMIT $3;
+
+-- name: newest_sources_of_entity
+-- object_updated, then entity_source_pkey. The same for an entity with many: the newest of the project are looked
+-- through until enough are found.
+SELECT o.rendered
+FROM registry.object o
+WHERE o.kind = 'dataSource' AND o.project = $1 AND EXISTS (
+    SELECT FROM registry.entity_source s WHERE s.project = $1 AND s.entity = $2 AND s.source = o.name OFFSET 0
+)
 ORDER BY o.updated DESC, o.id DESC LIMIT $3;
 
 -- Search. $1 names the projects, $2 the kinds, $3 is the filter by tags.

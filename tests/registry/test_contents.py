@@ -22,7 +22,7 @@ from protos.gen.feast.registry import RegistryServer_pb2 as rpc
 from protos.gen.feast.registry.RegistryServer_pb2_grpc import RegistryServerStub
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as own
-from services.registry import kinds, listing
+from services.registry import kinds, lineage, listing, rendered
 from services.registry.listing import Listing
 from services.registry.process import open_service
 from services.registry.queries import QUERIES
@@ -38,6 +38,21 @@ INSERT INTO registry.object
     (project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered)
 VALUES ('p1', 'permission', 'permission', 'p', 'p', 'permission', '', '', '{}', now(), now(), '', '{}')
 """
+SOURCES = (
+    """
+INSERT INTO registry.object
+    (project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered)
+SELECT 'p' || n % 4 + 1, 'dataSource', 'dataSource', 's' || n, 's' || n, 'BATCH_FILE', '', '', '{}', now(),
+    now() - n * interval '1 minute', '', '{}'
+FROM generate_series(1, 4000) n
+""",
+    """
+INSERT INTO registry.entity_source (project, entity, source, views)
+SELECT 'p' || n % 4 + 1, 'entity' || n % 10, 's' || n, 1 FROM generate_series(1, 4000) n
+""",
+    "ANALYZE registry.object",
+    "ANALYZE registry.entity_source",
+)
 LISTS = ("entities", "data_sources", "feature_views", "label_views", "feature_services", "features", "labels")
 
 
@@ -201,6 +216,17 @@ async def test_an_entity_has_the_data_sources_of_its_views_last_changed_first(re
 
 
 @pytest.mark.usefixtures("rides")
+async def test_of_very_many_data_sources_the_newest_are_shown(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendered, "NEWEST", 1)
+    monkeypatch.setattr(lineage, "_MANY", 1)
+    found = await details(registry, "ENTITY", "driver")
+    assert [json.loads(each)["name"] for each in found.data_sources] == ["fresh_source"]
+    assert found.data_sources_total == 2
+
+
+@pytest.mark.usefixtures("rides")
 async def test_data_sources_follow_every_write(registry: Registry, database: Database) -> None:
     async def shown() -> set[str]:
         return {json.loads(each)["name"] for each in (await details(registry, "ENTITY", "driver")).data_sources}
@@ -345,14 +371,15 @@ async def test_whoever_may_read_a_part_gets_that_part(
 
 
 async def test_large_registries_are_read_from_their_indexes(filled: Database) -> None:  # noqa: F811 - a fixture
-    await filled.execute(
-        "INSERT INTO registry.entity_source (project, entity, source, views)"
-        " SELECT 'p1', 'entity' || n % 500, 's' || n, 1 FROM generate_series(1, 20000) n"
-    )
-    await filled.execute("ANALYZE registry.entity_source")
-    sources = await explain(filled, QUERIES.sources_of_entity.rstrip(";"), "p1", "entity7", 100)
-    assert {"entity_source_pkey", "object_key"} <= set(json_names(sources))
-    assert "Seq Scan" not in sources
+    for statement in SOURCES:
+        await filled.execute(statement)
+    for query, index in (
+        (QUERIES.sources_of_entity, "object_key"),
+        (QUERIES.newest_sources_of_entity, "object_updated"),
+    ):
+        sources = await explain(filled, query.rstrip(";"), "p1", "entity7", 100)
+        assert {"entity_source_pkey", index} <= set(json_names(sources))
+        assert "Seq Scan" not in sources
     # A whole project is a quarter of these edges.
     page = f"{QUERIES.edges_as_json} FROM ({QUERIES.direct_edges} ORDER BY 1, 2, 3, 4, 5 LIMIT 10) e GROUP BY e.project"
     assert "edge_by_project" in await explain(filled, page, ["p1"], "", "")
