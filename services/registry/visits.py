@@ -89,6 +89,7 @@ class VisitStore:
                     await connection.execute(QUERIES.trim_visits, *zip(*owners, strict=True), self._kept)
             except (errors.Unavailable, asyncio.CancelledError):
                 self._waiting = deque((*batch, *self._waiting), maxlen=MAX_WAITING)
+                self._noted.set()
                 raise
 
     async def keep_flushing(self) -> None:
@@ -99,8 +100,8 @@ class VisitStore:
             await asyncio.sleep(FLUSH_SECONDS)
             try:
                 await self.flush()
-            except errors.Unavailable:
-                self._noted.set()
+            except errors.Unavailable as error:
+                log.warning("visits wait to be written", error=error.message)
             except Exception:
                 log.exception("visits were not written")
 
