@@ -125,8 +125,8 @@ def routes(registry: Any, feast: Any) -> Sequence[Route]:
                 feast.ListProjects,
                 _who_calls,
                 _not_monitored,
-                shows=None,
-                errors=(503,),
+                shows=schemas.ERROR,
+                status=503,
             )
             for method in ("GET", "POST")
         ),

@@ -103,10 +103,10 @@ def _responses(route: Route) -> Mapping[str, Any]:
     statuses = {*_OF_EVERY_ROUTE, *route.errors, *((422,) if takes_something else ())}
     answers = {str(status): _error(_ERRORS[status]) for status in sorted(statuses)}
     answers["default"] = _error("Anything else that went wrong.")
-    if route.shows is None:
-        return answers if 503 in route.errors else {str(route.status): {"description": "Done."}, **answers}
-    shown = {"description": "Done.", "content": {JSON: {"schema": route.shows}}}
-    return {str(route.status): shown, **answers}
+    shown: dict[str, Any] = {"description": _ERRORS.get(route.status, "Done.")}
+    if route.shows is not None:
+        shown["content"] = {JSON: {"schema": route.shows}}
+    return {**answers, str(route.status): shown}
 
 
 def _error(description: str) -> Mapping[str, Any]:

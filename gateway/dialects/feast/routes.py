@@ -75,11 +75,6 @@ class Asked:
             return otherwise
         return self[parameter]
 
-    @property
-    def path(self) -> str:
-        """The path as it was asked for, decoded."""
-        return self._exchange.path
-
     def part(self, name: str) -> str:
         """A part of the path. NotFound if it is empty, as for a path that does not exist."""
         found = self._exchange.path_params[name]
