@@ -1,0 +1,161 @@
+"""Every call of Feast's REST document, as it is printed, on objects of the names that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from chassis.settings import Settings
+from tests.cases.world import World, open_world
+from tests.conftest import Servers
+from tests.gateway.test_feast_openapi import FEAST, check
+
+CALLS = """
+/data_sources/all?include_relationships=true
+/data_sources/all?page=1&limit=10&sort_by=name
+/data_sources/user_data?project=my_project
+/data_sources/user_data?project=my_project&include_relationships=true
+/data_sources?project=my_project
+/data_sources?project=my_project&include_relationships=true&page=1&limit=10
+/entities/all?include_relationships=true
+/entities/all?page=1&limit=10&sort_by=name
+/entities/user_id?project=my_project
+/entities/user_id?project=my_project&include_relationships=true
+/entities?project=my_project
+/entities?project=my_project&include_relationships=true
+/entities?project=my_project&page=1&limit=10&sort_by=name
+/feature_services/all?include_relationships=true
+/feature_services/all?page=1&limit=10&sort_by=name
+/feature_services/recommendation_service?project=my_project
+/feature_services/recommendation_service?project=my_project&include_relationships=true
+/feature_services?project=my_project
+/feature_services?project=my_project&feature_view=user_profile
+/feature_services?project=my_project&include_relationships=true&page=1&limit=10
+/feature_views/all?include_relationships=true
+/feature_views/all?page=1&limit=10&sort_by=name
+/feature_views/user_features?project=my_project
+/feature_views/user_features?project=my_project&include_relationships=true
+/feature_views?project=my_project
+/feature_views?project=my_project&data_source=user_profile_source
+/feature_views?project=my_project&entity=user
+/feature_views?project=my_project&entity=user&feature=age
+/feature_views?project=my_project&feature=age
+/feature_views?project=my_project&feature_service=user_service
+/feature_views?project=my_project&include_relationships=true&page=1&limit=5&sort_by=name
+/features/all?include_relationships=true
+/features/all?page=1&limit=5&sort_by=name
+/features/driver_hourly_stats/conv_rate?project=my_project
+/features/driver_hourly_stats/conv_rate?project=my_project&include_relationships=true
+/features?project=my_project
+/features?project=my_project&include_relationships=true&page=1&limit=5
+/lineage/complete/all
+/lineage/complete?project=my_project
+/lineage/objects/feature/conv_rate?project=my_project&include_indirect=true
+/lineage/registry/all
+/lineage/registry?project=my_project
+/metrics/popular_tags
+/metrics/popular_tags?project=my_project
+/metrics/popular_tags?project=my_project&limit=3
+/metrics/recently_visited?project=my_project
+/metrics/recently_visited?project=my_project&object=entities
+/metrics/recently_visited?project=my_project&page=1&limit=10
+/metrics/recently_visited?project=my_project&sort_by=timestamp&sort_order=desc
+/metrics/resource_counts
+/metrics/resource_counts?project=my_project
+/permissions/read_features?project=my_project
+/permissions/read_features?project=my_project&include_relationships=true
+/permissions?project=my_project
+/permissions?project=my_project&include_relationships=true&page=1&limit=10
+/projects
+/projects/my_project
+/projects?page=1&limit=10&sort_by=name
+/saved_datasets/all?include_relationships=true
+/saved_datasets/all?page=1&limit=10&sort_by=name
+/saved_datasets/training_data?project=my_project
+/saved_datasets/training_data?project=my_project&include_relationships=true
+/saved_datasets?project=my_project
+/saved_datasets?project=my_project&include_relationships=true&page=1&limit=10
+/search?query=&projects=my_project&page=1&limit=20
+/search?query=conv_rate&page=1&limit=10&sort_by=name&sort_order=asc
+/search?query=driver&projects=ride_sharing&projects=analytics
+/search?query=features&tags=environment:production&tags=team:ml
+/search?query=user
+"""
+
+
+def view(name: str, source: str, *features: str) -> Mapping[str, Any]:
+    return {
+        "featureView": {
+            "spec": {
+                "name": name,
+                "entities": ["user", "user_id"],
+                "features": [{"name": feature, "valueType": "FLOAT"} for feature in features],
+                "batchSource": {"name": source, "type": "BATCH_FILE", "fileOptions": {"uri": source}},
+                "tags": {"environment": "production", "team": "ml"},
+            }
+        }
+    }
+
+
+def service(name: str, *views: str) -> Mapping[str, Any]:
+    return {"featureService": {"spec": {"name": name, "features": [{"featureViewName": each} for each in views]}}}
+
+
+WRITTEN: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("ApplyEntity", {"entity": {"spec": {"name": "user_id"}}}),
+    ("ApplyDataSource", {"dataSource": {"name": "user_data", "type": "BATCH_FILE", "fileOptions": {"uri": "data"}}}),
+    ("ApplyFeatureView", view("user_features", "user_data", "age")),
+    ("ApplyFeatureView", view("user_profile", "user_profile_source", "age")),
+    ("ApplyFeatureView", view("driver_hourly_stats", "driver_stats", "conv_rate", "acc_rate")),
+    ("ApplyFeatureView", view("driver_hourly_stats_fresh", "driver_stats", "conv_rate")),
+    ("ApplyFeatureService", service("recommendation_service", "user_profile")),
+    ("ApplyFeatureService", service("user_service", "user_features")),
+    ("ApplyFeatureService", service("driver_activity_v1", "driver_hourly_stats", "driver_hourly_stats_fresh")),
+    ("ApplyPermission", {"permission": {"spec": {"name": "read_features", "actions": ["DESCRIBE"]}}}),
+    ("ApplySavedDataset", {"savedDataset": {"spec": {"name": "training_data", "features": ["user_features:age"]}}}),
+)
+# What filters must find; every other list finds something.
+FOUND = {
+    "/feature_views?project=my_project&entity=user&feature=age": ["user_features", "user_profile"],
+    "/feature_views?project=my_project&data_source=user_profile_source": ["user_profile"],
+    "/feature_views?project=my_project&feature_service=user_service": ["user_features"],
+    "/feature_services?project=my_project&feature_view=user_profile": ["recommendation_service"],
+    "/search?query=driver&projects=ride_sharing&projects=analytics": [],
+}
+
+
+@pytest.fixture
+async def world(settings: Settings, servers: Servers) -> AsyncIterator[World]:
+    async with open_world(settings, servers) as opened:
+        for method, message in WRITTEN:
+            await opened.rpc(f"{FEAST}/{method}", {"project": "my_project", **message})
+        yield opened
+
+
+async def test_every_call_of_the_document(world: World) -> None:
+    headers = {"Authorization": f"Bearer {world.api_key}"}
+    document = (await world.http.get("/openapi.json")).json()
+    for call in CALLS.split():
+        answer = await world.http.get(f"/api/v1{call}", headers=headers)
+        assert answer.status_code == 200, (call, answer.text)
+        check(document, operation(document, call), answer)
+        lists = [value for value in answer.json().values() if isinstance(value, list)]
+        if call in FOUND:
+            assert [each["name"] for each in lists[-1] if isinstance(each, dict)] == FOUND[call], call
+        elif "object=" not in call and lists:
+            assert any(lists), (call, answer.text)
+
+
+def operation(document: Any, call: str) -> Any:
+    """The operation that a call asks for: of the paths that fit, the one with the fewest parameters."""
+    asked = call.partition("?")[0].split("/")
+
+    def fits(path: str) -> bool:
+        parts = path.split("/")
+        pairs = zip(parts, asked, strict=False)
+        return len(parts) == len(asked) and all(part.startswith("{") or part == given for part, given in pairs)
+
+    path = min(filter(fits, document["paths"]), key=lambda path: path.count("{"))
+    return document["paths"][path]["get"]
