@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,10 +79,36 @@ class OfflineStore:
         with readable():
             return self._open(config, name)
 
+    def file(self, path: str) -> Path:
+        """A file by its absolute path or `file:` URL. Raises InvalidArgument, or NotFound without it."""
+        if path.startswith("file://"):
+            path = unquote(path.removeprefix("file://").removeprefix("localhost"))
+        if "://" in path:
+            raise invalid("UrlDatasource.Path", "must be a file; this deployment fetches nothing from elsewhere")
+        if "\0" in path or not Path(path).is_absolute():
+            raise invalid("UrlDatasource.Path", "must be an absolute path or a file: URL")
+        with readable():
+            found = Path(path).resolve()
+            if not any(root in found.parents for root in self._roots):
+                raise invalid(
+                    "UrlDatasource.Path", "leads to no place below a folder of TRIGLOT_MANAGEMENT_OFFLINE_ROOTS"
+                )
+            if not found.is_file():
+                raise not_found("File", found.name)
+            return found
+
+    def folder(self, config: Mapping[str, Any], name: str, partition: Mapping[str, str]) -> Path:
+        """Where the files of a table's partition are, or will be. Raises InvalidArgument."""
+        _check_table_name(name)
+        steps = [f"{column}={quote(value, safe='')}" for column, value in partition.items()]
+        if any("/" in step or step[0] in "._" for step in steps):
+            raise invalid("Partitions", "name a column that cannot be the name of a folder")
+        with readable():
+            return self._allowed(self._folder(config).joinpath(name, *steps).resolve())
+
     def _open(self, config: Mapping[str, Any], name: str) -> Table:
         folder = self._folder(config)
-        if not name or name.startswith(".") or "/" in name or "\\" in name or not name.isprintable():
-            raise invalid("TableName", "is not the name of a table")
+        _check_table_name(name)
         single = folder / f"{name}{_SUFFIX}"
         found = [File(single, {})] if single.is_file() else list(self._files(folder / name, {}, 0))
         if not found:
@@ -126,6 +152,11 @@ class OfflineStore:
         if not any(path == root or root in path.parents for root in self._roots):
             raise invalid("Config", f"leads to {path}, which is not below a folder of TRIGLOT_MANAGEMENT_OFFLINE_ROOTS")
         return path
+
+
+def _check_table_name(name: str) -> None:
+    if not name or name.startswith(".") or "/" in name or "\\" in name or not name.isprintable():
+        raise invalid("TableName", "is not the name of a table")
 
 
 def _is_table(entry: Path) -> bool:

@@ -28,12 +28,31 @@ GROUP_VERSION = 1
 _TYPES = ("Batch", "Stream")
 # What an event time can be written to: a point in time, or PAI's milliseconds since 1970.
 _TIMES = ("TIMESTAMP", "INT64")
+_SECONDS_OF_TTL = {"days": 86_400, "seconds": 1}
 _READ_BUFFER_BYTES = 1 << 20
 
 
 def asked_for(view: Row, request: pb.PublishFeatureViewTableRequest) -> dict[str, Any]:
     """The task's configuration, in the form of PAI's LastSyncConfig. Raises InvalidArgument if it cannot be done."""
-    mode = one_of("Mode", request.mode, (OVERWRITE, MERGE))
+    mode = mode_of(request.mode)
+    check_online(view)
+    event_time_of(view, request.event_time)
+    return {
+        "mode": mode.lower(),
+        "partitions": {column: _kept(column, chosen) for column, chosen in request.partitions.items()},
+        "event_time": request.event_time,
+        "config": json_object("Config", request.config),
+        "offline_to_online": request.offline_to_online if request.HasField("offline_to_online") else True,
+    }
+
+
+def mode_of(text: str) -> str:
+    """Overwrite or Merge, in this spelling. Raises InvalidArgument."""
+    return one_of("Mode", text, (OVERWRITE, MERGE))
+
+
+def check_online(view: Row) -> None:
+    """Raises InvalidArgument for a view that can have no online rows."""
     if not view["sync_online_table"]:
         raise invalid("FeatureViewId", "is a view with SyncOnlineTable false: it has no online table")
     if view["type"] not in _TYPES:
@@ -43,14 +62,6 @@ def asked_for(view: Row, request: pb.PublishFeatureViewTableRequest) -> dict[str
     if view["online_type"] not in SERVED_TYPES and not view["write_to_featuredb"]:
         raise invalid("FeatureViewId", f"is kept in {view['online_type']}, which this deployment cannot write to")
     key_of(view)
-    event_time_of(view, request.event_time)
-    return {
-        "mode": mode.lower(),
-        "partitions": {column: _kept(column, chosen) for column, chosen in request.partitions.items()},
-        "event_time": request.event_time,
-        "config": json_object("Config", request.config),
-        "offline_to_online": request.offline_to_online if request.HasField("offline_to_online") else True,
-    }
 
 
 def event_time_of(view: Row, text: str) -> tuple[str, datetime] | None:
@@ -102,8 +113,8 @@ def features_of(view: Row) -> list[feature_group_pb2.Feature]:
     return [feature_group_pb2.Feature(name=served, type=kind) for _, served, kind in columns_of(view)]
 
 
-def group_of(view: Row, seconds_of_ttl: int) -> feature_group_pb2.FeatureGroup:
-    """The feature group that the view is in serving. `seconds_of_ttl`: what one unit of its TTL lasts."""
+def group_of(view: Row, ttl_unit: str) -> feature_group_pb2.FeatureGroup:
+    """The feature group that the view is in serving. `ttl_unit`: what its TTL counts, days or seconds."""
     served = {name: served_name for name, served_name, _ in columns_of(view)}
     event_times = fields.having(fields.loaded(view["fields"]), fields.EVENT_TIME)
     group = feature_group_pb2.FeatureGroup(
@@ -114,7 +125,7 @@ def group_of(view: Row, seconds_of_ttl: int) -> feature_group_pb2.FeatureGroup:
         primary_key=[view["join_id"]],
         event_time=served.get(event_times[0], "") if event_times else "",
     )
-    group.time_to_live.seconds = view["ttl"] * seconds_of_ttl
+    group.time_to_live.seconds = view["ttl"] * _SECONDS_OF_TTL[ttl_unit]
     return group
 
 

@@ -204,9 +204,17 @@ SELECT id, name, type, fields FROM management.feature_view WHERE project_id = $1
 SELECT v.*, (
     SELECT min(t.id) FROM management.task t WHERE t.feature_view_id = v.id AND t.status IN ('Initializing', 'Running')
 ) AS active_task, EXISTS (
-    SELECT FROM management.task t WHERE t.feature_view_id = v.id AND t.executed_at IS NOT NULL
-) AS was_published
+    SELECT FROM management.task t WHERE t.feature_view_id = v.id AND t.type = 'OfflineToOnline' AND t.executed_at IS NOT NULL
+) OR v.written_online AS was_published
 FROM management.feature_view v WHERE v.id = $1 FOR UPDATE OF v;
+
+-- name: mark_written_online
+-- Primary key.
+UPDATE management.feature_view SET written_online = true WHERE id = $1 AND NOT written_online;
+
+-- name: share_feature_view
+-- Primary key. Keeps it from being deleted and its fields from being changed until the transaction ends.
+SELECT id FROM management.feature_view WHERE id = $1 FOR KEY SHARE;
 
 -- name: list_feature_views
 -- feature_view_name_key where a project is given.
@@ -432,7 +440,7 @@ WHERE id = $1 AND attempt = $2 AND status = 'Running' RETURNING 1;
 -- name: finish_task
 -- Primary key. As advance_task.
 UPDATE management.task SET status = $3, finished_at = now(), modified_at = now()
-WHERE id = $1 AND attempt = $2 AND status = 'Running' RETURNING feature_view_id, config;
+WHERE id = $1 AND attempt = $2 AND status = 'Running' RETURNING type, feature_view_id, config;
 
 -- name: stop_task
 -- Primary key. No row comes back for a task that has ended.

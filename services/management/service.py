@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
+from chassis import calls
 from chassis.postgres import Database
 from protos.gen.triglot.management.v1 import datasource_pb2 as ds
 from protos.gen.triglot.management.v1 import feature_entity_pb2 as fe
@@ -17,7 +19,7 @@ from protos.gen.triglot.management.v1 import management_service_pb2_grpc
 from protos.gen.triglot.management.v1 import model_feature_pb2 as mf
 from protos.gen.triglot.management.v1 import project_pb2 as pr
 from protos.gen.triglot.management.v1 import task_pb2 as tk
-from services.management import fg, publish
+from services.management import csv_table, fg, json_rows, publish
 from services.management.datasource_views import DatasourceViews
 from services.management.datasources import Datasources
 from services.management.inputs import invalid, not_found, page_of, required
@@ -27,7 +29,7 @@ from services.management.offline import OfflineStore
 from services.management.online import OnlineStore
 from services.management.projects import FeatureEntities, Projects
 from services.management.reach import Reach
-from services.management.rows import QUERIES
+from services.management.rows import QUERIES, Row
 from services.management.secrets import ConfigKeeper
 from services.management.settings import ManagementSettings
 from services.management.tasks import Tasks
@@ -251,6 +253,31 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
             publish.source_of(view, table, config["partitions"], config["event_time"])
         return fv.PublishFeatureViewTableResponse(task_id=str(await self._tasks.publish(view, config)))
 
+    async def WriteFeatureViewTable(
+        self, request: fv.WriteFeatureViewTableRequest, context: Any
+    ) -> fv.WriteFeatureViewTableResponse:
+        self._check(request)
+        if bool(request.rows) == request.HasField("url_datasource"):
+            raise invalid("UrlDatasource", "is required, or Rows, and not both")
+        view = await self._views.row(request.feature_view_id)
+        if request.rows:
+            await self._write_rows(view, request)
+            return fv.WriteFeatureViewTableResponse()
+        config = await asyncio.to_thread(csv_table.asked_for, view, request, self._offline)
+        folder = await self._datasources.config(view["offline_datasource_id"])
+        await asyncio.to_thread(self._offline.folder, folder, offline_table_of(view)[1], config["partitions"])
+        return fv.WriteFeatureViewTableResponse(task_id=str(await self._tasks.write_table(view, config)))
+
+    async def _write_rows(self, view: Row, request: fv.WriteFeatureViewTableRequest) -> None:
+        """Write the rows of a request to the view's group, which is made if there is none."""
+        mode = publish.mode_of(request.mode).lower()
+        publish.check_online(view)
+        async with self._views.writing(view) as held:
+            batch = json_rows.batch_of(held, request.rows)
+            group = publish.group_of(held, self._own.ttl_unit)
+            await self._online.ensure(group)
+            await self._online.write(group, mode, _only(publish.arrow_stream(batch)), calls.DEFAULT_TIMEOUT_SECONDS)
+
     async def ListFeatureViewOnlineFeatures(
         self, request: fv.ListFeatureViewOnlineFeaturesRequest, context: Any
     ) -> fv.ListFeatureViewOnlineFeaturesResponse:
@@ -380,3 +407,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         self._check(request)
         await self._tasks.stop(request.task_id)
         return tk.StopTaskResponse()
+
+
+async def _only(item: bytes) -> AsyncIterator[bytes]:
+    yield item

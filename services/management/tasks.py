@@ -13,6 +13,7 @@ from protos.gen.triglot.management.v1 import task_pb2 as pb
 from services.management import queue
 from services.management.inputs import (
     fetch_page,
+    not_found,
     number,
     number_or_none,
     numbers,
@@ -23,8 +24,19 @@ from services.management.inputs import (
 from services.management.projects import permitted
 from services.management.rows import QUERIES, Row, timestamp
 
-OFFLINE_TO_ONLINE, FEATURE_VIEW = "OfflineToOnline", "FeatureView"
+OFFLINE_TO_ONLINE, WRITE_TABLE, FEATURE_VIEW = "OfflineToOnline", "WriteTable", "FeatureView"
+_MAX_LINE = 2_000
 STATUSES = ("Initializing", "Running", "Success", "Failure")
+
+
+def at_work(task_id: int) -> errors.FailedPrecondition:
+    """The error for what has to wait until a task has ended."""
+    return errors.FailedPrecondition(
+        f"task {task_id} is at work on the view; wait for it, or stop it",
+        reason="DEPENDENCY_EXISTS",
+        resource="FeatureView",
+        dependents="a task",
+    )
 
 
 class Tasks:
@@ -36,21 +48,35 @@ class Tasks:
     async def publish(self, view: Row, config: Mapping[str, Any]) -> int:
         """Make and queue, in one transaction, the task that publishes a view; its id."""
         async with self._database.transaction() as connection:
-            made: int = await connection.fetchval(
-                QUERIES.insert_task,
-                OFFLINE_TO_ONLINE,
-                FEATURE_VIEW,
-                view["id"],
-                view["project_id"],
-                view["project_name"],
-                view["feature_store"],
-                view["id"],
-                orjson.dumps(config).decode(),
-                calls.current().request_id,
-                calls.principal().name,
-            )
-            await connection.execute(QUERIES.insert_task_log, made, f"asked for by {calls.principal().name}")
-            await connection.execute(QUERIES.place_task, made, await queue.put(connection, made))
+            return await self._make(connection, OFFLINE_TO_ONLINE, view, config)
+
+    async def write_table(self, view: Row, config: Mapping[str, Any]) -> int:
+        """The same for the task that writes a view's offline table. FailedPrecondition while another task is at work
+        on the view: what two of them merged into one table would be one's or the other's."""
+        async with self._database.transaction() as connection:
+            locked = await connection.fetchrow(QUERIES.lock_feature_view, view["id"])
+            if locked is None:
+                raise not_found("FeatureView", view["id"])
+            if locked["active_task"] is not None:
+                raise at_work(locked["active_task"])
+            return await self._make(connection, WRITE_TABLE, view, config)
+
+    async def _make(self, connection: Connection, kind: str, view: Row, config: Mapping[str, Any]) -> int:
+        made: int = await connection.fetchval(
+            QUERIES.insert_task,
+            kind,
+            FEATURE_VIEW,
+            view["id"],
+            view["project_id"],
+            view["project_name"],
+            view["feature_store"],
+            view["id"],
+            orjson.dumps(config).decode(),
+            calls.current().request_id,
+            calls.principal().name,
+        )
+        await connection.execute(QUERIES.insert_task_log, made, f"asked for by {calls.principal().name}")
+        await connection.execute(QUERIES.place_task, made, await queue.put(connection, made))
         return made
 
     async def get(self, key: str) -> pb.Task:
@@ -108,7 +134,7 @@ class Tasks:
 
     async def log(self, task_id: int, message: str) -> None:
         """Add a line to the task's log."""
-        await self._database.execute(QUERIES.insert_task_log, task_id, message)
+        await self._database.execute(QUERIES.insert_task_log, task_id, _line(message))
 
     async def advance(self, task: Row, done: int, total: int, running: Mapping[str, Any]) -> bool:
         """Say how far an attempt is. False if the task is no longer this attempt's."""
@@ -120,7 +146,7 @@ class Tasks:
         """End an attempt well, and note on the view what was published. False if it is no longer this attempt's."""
         async with self._database.transaction() as connection:
             ended = await self._finish(connection, task, "Success", message)
-            if ended is not None and ended["feature_view_id"] is not None:
+            if ended is not None and ended["type"] == OFFLINE_TO_ONLINE and ended["feature_view_id"] is not None:
                 await connection.execute(QUERIES.mark_synced, ended["feature_view_id"], ended["config"])
         return ended is not None
 
@@ -132,11 +158,16 @@ class Tasks:
     async def _finish(self, connection: Connection, task: Row, status: str, message: str) -> Row | None:
         ended: Row | None = await connection.fetchrow(QUERIES.finish_task, task["id"], task["attempt"], status)
         if ended is not None:
-            await connection.execute(QUERIES.insert_task_log, task["id"], message)
+            await connection.execute(QUERIES.insert_task_log, task["id"], _line(message))
         return ended
 
     async def _row(self, key: str) -> Row:
         return permitted("Task", key, await self._database.fetchrow(QUERIES.task, number("TaskId", key)))
+
+
+def _line(message: str) -> str:
+    """A message as a line of a log: it may quote data, and PostgreSQL takes no NUL."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in message[:_MAX_LINE])
 
 
 def _shown(row: Row) -> pb.Task:

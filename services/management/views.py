@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -30,6 +31,7 @@ from services.management.inputs import (
 )
 from services.management.projects import permitted, share_project
 from services.management.rows import QUERIES, Row, timestamp
+from services.management.tasks import at_work
 
 TYPES = ("Batch", "Stream", "Sequence", "DynamicEmbedding")
 READY_MADE, CUSTOM = "ByReadyMadeTable", "Custom"
@@ -82,6 +84,16 @@ class FeatureViews:
         found = await self._database.fetchrow(QUERIES.feature_view, number("FeatureViewId", key))
         permitted("FeatureView", key, found)
         return dict(found or {})
+
+    @asynccontextmanager
+    async def writing(self, view: Row) -> AsyncIterator[Row]:
+        """The row as it stays until the block ends, noted as that of a view which has rows online. Raises NotFound."""
+        # Noted first, by itself: if the block fails there may be a group, which has to go with the view.
+        await self._database.execute(QUERIES.mark_written_online, view["id"])
+        async with self._database.transaction() as connection:
+            await connection.fetchrow(QUERIES.share_feature_view, view["id"])
+            row = await connection.fetchrow(QUERIES.feature_view, view["id"])
+            yield permitted("FeatureView", view["id"], row)
 
     async def get(self, key: str) -> pb.FeatureView:
         """Raises NotFound, PermissionDenied."""
@@ -153,7 +165,7 @@ class FeatureViews:
             before, after = _stored(old), _stored(columns)
             changed = before != after
             if changed and row["active_task"] is not None:
-                raise _published_now(row)
+                raise at_work(row["active_task"])
             if changed and row["was_published"] and after[: len(before)] != before:
                 raise errors.FailedPrecondition(
                     "the view was published; columns can come after its others, and nothing else can change about them"
@@ -173,7 +185,7 @@ class FeatureViews:
             if row is None:
                 raise not_found("FeatureView", key)
             if row["active_task"] is not None:
-                raise _published_now(row)
+                raise at_work(row["active_task"])
             await connection.execute(QUERIES.delete_feature_view, shown["id"])
             if row["was_published"]:
                 await drop_rows(shown)
@@ -205,15 +217,6 @@ class FeatureViews:
         if datasource["type"] != OFFLINE_TYPE:
             raise invalid("RegisterDatasourceId", f"must be of type {OFFLINE_TYPE}, not {datasource['type']}")
         return int(datasource["id"])
-
-
-def _published_now(row: Row) -> errors.FailedPrecondition:
-    return errors.FailedPrecondition(
-        f"task {row['active_task']} is publishing the view; wait for it, or stop it",
-        reason="DEPENDENCY_EXISTS",
-        resource="FeatureView",
-        dependents="a task",
-    )
 
 
 def offline_table_of(view: Row) -> tuple[int, str]:

@@ -29,19 +29,19 @@ from chassis.settings import Settings
 from chassis.telemetry import log
 from services.management import publish, queue
 from services.management.constraints import CONSTRAINTS
+from services.management.csv_table import CsvImport
 from services.management.datasources import Datasources
 from services.management.offline import OfflineStore, readable
 from services.management.online import OnlineStore
 from services.management.rows import Row
 from services.management.secrets import ConfigKeeper
 from services.management.settings import ManagementSettings
-from services.management.tasks import Tasks
+from services.management.tasks import OFFLINE_TO_ONLINE, WRITE_TABLE, Tasks
 from services.management.views import FeatureViews, offline_table_of
 
 REPORT_SECONDS = 0.5
 # A task that kills every worker that takes it up is not given to another one for ever.
 MAX_TAKEN_UP = 30
-_SECONDS_OF_TTL = {"days": 86_400, "seconds": 1}
 # Faults that pass: the same attempt may well succeed a little later.
 _PASSING = (errors.Unavailable, errors.DeadlineExceeded, errors.Aborted, errors.ResourceExhausted)
 
@@ -128,7 +128,7 @@ class Worker:
     async def _watched(self, task: Row) -> str:
         """Work, and report twice a second. Raises Lost, or queue.Retry when the worker has to stop."""
         progress = Progress()
-        work = asyncio.create_task(self._publish(task, progress))
+        work = asyncio.create_task(self._work(task, progress))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             while not work.done():
@@ -143,12 +143,35 @@ class Worker:
                 pending.cancel()
             await asyncio.wait((work, stopping))
 
+    async def _work(self, task: Row, progress: Progress) -> str:
+        """Do what the task is for; what to say when it is done."""
+        kinds = {OFFLINE_TO_ONLINE: self._publish, WRITE_TABLE: self._write_table}
+        return await kinds[task["type"]](task, progress)
+
+    async def _write_table(self, task: Row, progress: Progress) -> str:
+        """Write the rows of a CSV file to the view's offline table."""
+        config = orjson.loads(task["config"])
+        view = await self._view(task)
+        folder = await self._datasources.config(view["offline_datasource_id"])
+        name = f"{task['id']}-{task['attempt']}-"
+        csv = await asyncio.to_thread(CsvImport, view, config, self._offline, folder, name)
+        progress.running |= {"table": csv.table, "mode": config["mode"]}
+        steps = csv.steps()
+        while (rows := await asyncio.to_thread(next, steps, None)) is not None:
+            progress.done += rows
+        # A task that was stopped, or given to another worker, shows nothing any more.
+        if not await self._tasks.advance(task, progress.done, progress.total, progress.running):
+            raise Lost
+        await asyncio.to_thread(csv.finish)
+        progress.total = progress.done
+        return f"done: table {csv.table} has {progress.done} rows in this partition"
+
     async def _publish(self, task: Row, progress: Progress) -> str:
         """Move the rows of a feature view's table to serving; what to say when it is done."""
         started = time.monotonic()
         config = orjson.loads(task["config"])
         view = await self._view(task)
-        group = publish.group_of(view, _SECONDS_OF_TTL[self._own.ttl_unit])
+        group = publish.group_of(view, self._own.ttl_unit)
         progress.running |= {"feature_store": group.feature_store, "feature_group": group.name, "mode": config["mode"]}
         await self._online.ensure(group)
         if not config["offline_to_online"]:

@@ -91,7 +91,7 @@ def test_only_the_views_columns_in_its_order_and_types(tmp_path: Path) -> None:
     assert batch.schema.types == [pa.int64(), pa.float64(), moment, moment, pa.string(), pa.int32()]
     assert batch.column("ms").cast(pa.int64()).to_pylist() == [1_600_000_000_123_000, None]
     assert batch.column("day").to_pylist() == ["1970-01-01", "1970-01-02"]
-    group = publish.group_of(view, 86_400)
+    group = publish.group_of(view, "days")
     assert [(feature.name, feature.type) for feature in group.features][:3] == [
         ("uid", "bigint"),
         ("x", "double"),

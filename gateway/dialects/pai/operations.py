@@ -57,6 +57,7 @@ OPERATIONS = (
     Operation("UpdateFeatureView", "PUT", _VIEW, lower_request_id=True),
     Operation("DeleteFeatureView", "DELETE", _VIEW),
     Operation("PublishFeatureViewTable", "POST", _VIEW + "/action/publishtable"),
+    Operation("WriteFeatureViewTable", "POST", _VIEW + "/action/writetable"),
     Operation("ListFeatureViewOnlineFeatures", "GET", _VIEW + "/onlinefeatures", sdk_requires=("JoinIds",)),
     Operation("ListFeatureViewRelationships", "GET", _VIEW + "/relationships"),
     Operation("ListFeatureViewFieldRelationships", "GET", _VIEW + "/fields/{FieldName}/relationships"),

@@ -249,6 +249,7 @@ def publish(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
     seen["merge"] = published(client, instance, view, "Merge", {"ds": "20230821"})
     seen["merged"] = online(client, instance, view, ["1", "3", "4"])
     seen["view"] = client.get_feature_view(instance, view).body.to_map()
+    seen["imported"] = imported(client, instance, ids, asked["csv"])
     task = seen["overwrite"]["task_id"]
     seen["logs"] = client.list_task_logs(instance, task, models.ListTaskLogsRequest(page_size=100)).body.logs
     seen["tasks"] = client.list_tasks(
@@ -267,6 +268,33 @@ def published(client: Client, instance: str, view: str, mode: str, partitions: d
             mode=mode, partitions=partitions, offline_to_online=True, event_time="", config="{}"
         ),
     ).body.task_id
+    return ended(client, instance, task_id)
+
+
+def imported(client: Client, instance: str, ids: dict[str, str], path: str) -> dict[str, Any]:
+    """Write a file to the offline table of a view without a table of its own, publish that, read rows."""
+    fields = (("user_id", "INT64", ["PrimaryKey"]), ("age", "INT32", []), ("ds", "STRING", ["Partition"]))
+    view = client.create_feature_view(
+        instance,
+        models.CreateFeatureViewRequest(
+            project_id=ids["project"], name="custom", type="Batch", feature_entity_id=ids["feature_entity"],
+            write_method="Custom", sync_online_table=True,
+            fields=[
+                models.CreateFeatureViewRequestFields(name=name, type=kind, attributes=attributes)
+                for name, kind, attributes in fields
+            ],
+        ),
+    ).body.feature_view_id  # fmt: skip
+    source = models.WriteFeatureViewTableRequestUrlDatasource(path=path, delimiter=",", omit_header=True)
+    day = {"ds": {"value": "20230820"}}
+    request = models.WriteFeatureViewTableRequest(mode="Overwrite", partitions=day, url_datasource=source)
+    task = ended(client, instance, client.write_feature_view_table(instance, view, request).body.task_id)
+    published(client, instance, view, "Overwrite", day)
+    return {"task": task, "online": online(client, instance, view, ["1", "2"])}
+
+
+def ended(client: Client, instance: str, task_id: str) -> dict[str, Any]:
+    """The task, once it has ended."""
     give_up = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < give_up:
         task = client.get_task(instance, task_id).body

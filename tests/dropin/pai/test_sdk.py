@@ -182,7 +182,9 @@ async def test_catalogue(endpoint: str, credential: dict[str, str], users: Path)
 
 
 async def test_publish(endpoint: str, credential: dict[str, str], users: Path) -> None:
-    seen = await sdk(endpoint, credential, "publish", root=str(users), project="shop")
+    csv = users / "rows.csv"
+    csv.write_text("user_id,age\n1,36\n2,\n")
+    seen = await sdk(endpoint, credential, "publish", root=str(users), project="shop", csv=str(csv))
     assert seen["before"] == []
     assert (seen["overwrite"]["Status"], seen["merge"]["Status"]) == ("Success", "Success")
     assert json.loads(seen["overwrite"]["RunningConfig"])["rows_done"] == 3
@@ -196,6 +198,8 @@ async def test_publish(endpoint: str, credential: dict[str, str], users: Path) -
     last = json.loads(seen["view"]["LastSyncConfig"])
     assert (last["mode"], last["partitions"]) == ("merge", {"ds": {"value": "20230821"}})
     assert seen["view"]["GmtSyncTime"]
+    assert (seen["imported"]["task"]["Type"], seen["imported"]["task"]["Status"]) == ("WriteTable", "Success")
+    assert seen["imported"]["online"] == [{"uid": 1, "age": 36}, {"uid": 2, "age": None}]
     assert any("rows/s" in line for line in seen["logs"])
     assert seen["tasks"]["TotalCount"] == 1
     assert seen["tasks"]["Tasks"][0]["ObjectType"] == "FeatureView"

@@ -1085,3 +1085,131 @@ class ListFeatureViewFieldRelationshipsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFeatureViewFieldRelationshipsResponse: _TypeAlias = ListFeatureViewFieldRelationshipsResponse  # noqa: Y015
+
+@_typing.final
+class WriteFeatureViewTableRequest(_message.Message):
+    """See WriteFeatureViewTable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PartitionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___PartitionSelection: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___PartitionSelection | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    URL_DATASOURCE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    feature_view_id: _builtins.str
+    """Decimal number."""
+    mode: _builtins.str
+    """Overwrite: the new rows replace all old ones at once, with partitions those of the partition. Merge: each new row
+    replaces the old row of its key.
+    """
+    @_builtins.property
+    def partitions(self) -> _containers.MessageMap[_builtins.str, Global___PartitionSelection]:
+        """With `url_datasource`: partition column -> its one value. Every partition column of the view, and no other."""
+
+    @_builtins.property
+    def url_datasource(self) -> Global___UrlDatasource:
+        """A file whose rows are written to the view's offline table, as a task. Either this or `rows`."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Rows to write to the online store at once: a JSON object as text each, values by the names of the view's fields, the
+        key also by the entity's join id, a timestamp as milliseconds since 1970 or in ISO 8601. What a row lacks is null.
+        1 to 10,000. Not in PAI's own API.
+        """
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        feature_view_id: _builtins.str = ...,
+        mode: _builtins.str = ...,
+        partitions: _abc.Mapping[_builtins.str, Global___PartitionSelection] | None = ...,
+        url_datasource: Global___UrlDatasource | None = ...,
+        rows: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["url_datasource", b"url_datasource"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view_id", b"feature_view_id", "instance_id", b"instance_id", "mode", b"mode", "partitions", b"partitions", "rows", b"rows", "url_datasource", b"url_datasource"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteFeatureViewTableRequest: _TypeAlias = WriteFeatureViewTableRequest  # noqa: Y015
+
+@_typing.final
+class UrlDatasource(_message.Message):
+    """A file in CSV."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    DELIMITER_FIELD_NUMBER: _builtins.int
+    OMIT_HEADER_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """An absolute path or a `file:` URL, below a folder of TRIGLOT_MANAGEMENT_OFFLINE_ROOTS."""
+    delimiter: _builtins.str
+    """One character; empty: a comma."""
+    omit_header: _builtins.bool
+    """Whether the first line holds the names of the columns: the view's fields without partition columns, in any order.
+    Otherwise there is no such line, and the columns are those fields in their order.
+    """
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        delimiter: _builtins.str = ...,
+        omit_header: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delimiter", b"delimiter", "omit_header", b"omit_header", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UrlDatasource: _TypeAlias = UrlDatasource  # noqa: Y015
+
+@_typing.final
+class WriteFeatureViewTableResponse(_message.Message):
+    """See WriteFeatureViewTable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task to follow with GetTask. Empty after `rows`, which are there when the answer comes."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteFeatureViewTableResponse: _TypeAlias = WriteFeatureViewTableResponse  # noqa: Y015

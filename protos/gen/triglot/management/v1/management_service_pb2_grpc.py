@@ -200,6 +200,11 @@ class ManagementServiceStub:
                 request_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.PublishFeatureViewTableRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.PublishFeatureViewTableResponse.FromString,
                 _registered_method=True)
+        self.WriteFeatureViewTable = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/WriteFeatureViewTable',
+                request_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.WriteFeatureViewTableRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.WriteFeatureViewTableResponse.FromString,
+                _registered_method=True)
         self.ListFeatureViewOnlineFeatures = channel.unary_unary(
                 '/triglot.management.v1.ManagementService/ListFeatureViewOnlineFeatures',
                 request_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.ListFeatureViewOnlineFeaturesRequest.SerializeToString,
@@ -536,6 +541,14 @@ class ManagementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteFeatureViewTable(self, request, context):
+        """Writes rows: those of a file to the view's own offline table, as a task, or those of the request to the online store.
+        A row online is not replaced by an older one where the view has an event-time field.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListFeatureViewOnlineFeatures(self, request, context):
         """Online rows by key. Keys without a row are left out.
         """
@@ -842,6 +855,11 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     servicer.PublishFeatureViewTable,
                     request_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.PublishFeatureViewTableRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.PublishFeatureViewTableResponse.SerializeToString,
+            ),
+            'WriteFeatureViewTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteFeatureViewTable,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.WriteFeatureViewTableRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_feature__view__pb2.WriteFeatureViewTableResponse.SerializeToString,
             ),
             'ListFeatureViewOnlineFeatures': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFeatureViewOnlineFeatures,
@@ -1771,6 +1789,33 @@ class ManagementService:
             '/triglot.management.v1.ManagementService/PublishFeatureViewTable',
             triglot_dot_management_dot_v1_dot_feature__view__pb2.PublishFeatureViewTableRequest.SerializeToString,
             triglot_dot_management_dot_v1_dot_feature__view__pb2.PublishFeatureViewTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteFeatureViewTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/WriteFeatureViewTable',
+            triglot_dot_management_dot_v1_dot_feature__view__pb2.WriteFeatureViewTableRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_feature__view__pb2.WriteFeatureViewTableResponse.FromString,
             options,
             channel_credentials,
             insecure,

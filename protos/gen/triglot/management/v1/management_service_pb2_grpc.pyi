@@ -116,6 +116,10 @@ class ManagementServiceStub:
     """Deletes a feature view that no model feature uses, and its online rows."""
     PublishFeatureViewTable: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.PublishFeatureViewTableRequest, _feature_view_pb2.PublishFeatureViewTableResponse]
     """Copies rows of the view's offline table to the online store, as a task."""
+    WriteFeatureViewTable: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.WriteFeatureViewTableRequest, _feature_view_pb2.WriteFeatureViewTableResponse]
+    """Writes rows: those of a file to the view's own offline table, as a task, or those of the request to the online store.
+    A row online is not replaced by an older one where the view has an event-time field.
+    """
     ListFeatureViewOnlineFeatures: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewOnlineFeaturesRequest, _feature_view_pb2.ListFeatureViewOnlineFeaturesResponse]
     """Online rows by key. Keys without a row are left out."""
     ListFeatureViewRelationships: _grpc.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewRelationshipsRequest, _feature_view_pb2.ListFeatureViewRelationshipsResponse]
@@ -240,6 +244,10 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """Deletes a feature view that no model feature uses, and its online rows."""
     PublishFeatureViewTable: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.PublishFeatureViewTableRequest, _feature_view_pb2.PublishFeatureViewTableResponse]  # type: ignore[assignment]
     """Copies rows of the view's offline table to the online store, as a task."""
+    WriteFeatureViewTable: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.WriteFeatureViewTableRequest, _feature_view_pb2.WriteFeatureViewTableResponse]  # type: ignore[assignment]
+    """Writes rows: those of a file to the view's own offline table, as a task, or those of the request to the online store.
+    A row online is not replaced by an older one where the view has an event-time field.
+    """
     ListFeatureViewOnlineFeatures: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewOnlineFeaturesRequest, _feature_view_pb2.ListFeatureViewOnlineFeaturesResponse]  # type: ignore[assignment]
     """Online rows by key. Keys without a row are left out."""
     ListFeatureViewRelationships: _aio.UnaryUnaryMultiCallable[_feature_view_pb2.ListFeatureViewRelationshipsRequest, _feature_view_pb2.ListFeatureViewRelationshipsResponse]  # type: ignore[assignment]
@@ -541,6 +549,16 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_feature_view_pb2.PublishFeatureViewTableResponse, _abc.Awaitable[_feature_view_pb2.PublishFeatureViewTableResponse]]:
         """Copies rows of the view's offline table to the online store, as a task."""
+
+    @_abc_1.abstractmethod
+    def WriteFeatureViewTable(
+        self,
+        request: _feature_view_pb2.WriteFeatureViewTableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_view_pb2.WriteFeatureViewTableResponse, _abc.Awaitable[_feature_view_pb2.WriteFeatureViewTableResponse]]:
+        """Writes rows: those of a file to the view's own offline table, as a task, or those of the request to the online store.
+        A row online is not replaced by an older one where the view has an event-time field.
+        """
 
     @_abc_1.abstractmethod
     def ListFeatureViewOnlineFeatures(

@@ -44,7 +44,7 @@ class Task(_message.Message):
     task_id: _builtins.str
     """Decimal number."""
     type: _builtins.str
-    """OfflineToOnline."""
+    """OfflineToOnline or WriteTable."""
     status: _builtins.str
     """Initializing, Running, Success or Failure. A stopped task ends as Failure."""
     object_type: _builtins.str
@@ -127,7 +127,7 @@ class TaskSummary(_message.Message):
     task_id: _builtins.str
     """Decimal number."""
     type: _builtins.str
-    """OfflineToOnline."""
+    """OfflineToOnline or WriteTable."""
     status: _builtins.str
     """Initializing, Running, Success or Failure."""
     object_type: _builtins.str
