@@ -7,7 +7,7 @@ administrator may do everything and costs nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -119,10 +119,14 @@ class Access:
         elif self._strict:
             raise _unexplained(actions, project, name)
 
-    async def require_to_apply(self, target: Target) -> None:
-        """What applying an object takes: CREATE, or DESCRIBE and UPDATE for what there is and for what it becomes."""
+    async def require_to_apply(self, made: Callable[[], Target]) -> None:
+        """What applying an object takes: CREATE, or DESCRIBE and UPDATE for what there is and for what it becomes.
+
+        `made` makes what it becomes; it is not called for an administrator.
+        """
         if calls.principal().administrator:
             return
+        target = made()
         stored = await self._stored(target.project, target.kind.family, target.name)
         if stored is None:
             await self._require((CREATE,), target)

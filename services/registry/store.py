@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class RegistryStore:
         NotFound if a service selects from a view that is not there, FailedPrecondition if a view asks for one of its
         versions and was edited as well.
         """
-        target = _target(kind, message, project)
+        target = partial(_target, kind, message, project)
         async with self._database.connection() as connection:
             await self._access.over(connection).require_to_apply(target)
             if await self._planned(connection, kind, message, project) is None:
