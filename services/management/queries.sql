@@ -426,6 +426,14 @@ FROM (SELECT 1) AS always LEFT JOIN page ON true ORDER BY page.id;
 -- name: insert_task_log
 INSERT INTO management.task_log (task_id, message) VALUES ($1, $2);
 
+-- name: prune_task_logs
+-- Primary keys. Of the oldest thousand lines those that are old enough, so that it costs the same with nothing to do.
+DELETE FROM management.task_log l
+USING (SELECT id, task_id FROM management.task_log ORDER BY id LIMIT 1000) AS oldest
+JOIN management.task t ON t.id = oldest.task_id
+WHERE l.id = oldest.id AND t.finished_at < now() - make_interval(days => $1::int)
+RETURNING l.id;
+
 -- name: begin_task
 -- Primary key. No row comes back for a task that has ended.
 UPDATE management.task

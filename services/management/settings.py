@@ -43,3 +43,6 @@ class ManagementSettings(SettingsModel):
         5, ge=1, le=100, description="How often a task is tried when something else fails, such as a lost connection."
     )
     retry_seconds: float = Field(1.0, gt=0, description="Wait before the second attempt; it doubles with each one.")
+    task_log_days: int = Field(
+        90, ge=0, le=36_500, description="How long the log of a task is kept after the task has ended. 0: for ever."
+    )

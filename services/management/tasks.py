@@ -128,6 +128,10 @@ class Tasks:
                 await connection.execute(QUERIES.place_task, task_id, await queue.put(connection, task_id))
         return lost
 
+    async def prune_logs(self, days: int) -> int:
+        """Delete log lines of tasks that ended so many days ago, some of them; how many."""
+        return len(await self._database.fetch(QUERIES.prune_task_logs, days))
+
     async def begin(self, task_id: int) -> Row | None:
         """Take a task up: its row, with the number of this attempt. None if it has ended."""
         return await self._database.fetchrow(QUERIES.begin_task, task_id)

@@ -264,26 +264,29 @@ async def run_worker(
     log.info("working", role="worker")
     try:
         worker = Worker(database, settings, own, OnlineStore(serving_channel, settings), stop)
-        rescuing = asyncio.create_task(_rescue(Tasks(database), 2 * own.lease_seconds))
+        tending = asyncio.create_task(_tend(Tasks(database), own))
         try:
             await queue.work(
                 settings, worker.perform, stop, concurrency=own.worker_tasks, lease_seconds=own.lease_seconds
             )
         finally:
-            rescuing.cancel()
-            await asyncio.wait((rescuing,))
+            tending.cancel()
+            await asyncio.wait((tending,))
     finally:
         await database.close()
 
 
-async def _rescue(tasks: Tasks, every_seconds: float) -> None:
+async def _tend(tasks: Tasks, own: ManagementSettings) -> None:
+    """Look after tasks that nobody works on."""
     while True:
         try:
             for task_id in await tasks.rescue():
                 log.warning("task was in no queue and is queued again", task=task_id)
+            if own.task_log_days:
+                await tasks.prune_logs(own.task_log_days)
         except errors.TriglotError as error:
             log.warning("tasks cannot be looked through", error=error.message)
-        await asyncio.sleep(every_seconds)
+        await asyncio.sleep(2 * own.lease_seconds)
 
 
 async def live(settings: Settings) -> None:

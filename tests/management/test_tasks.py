@@ -59,3 +59,28 @@ async def test_stopping_takes_it_out_of_the_queue(caller: Pai, database: Databas
     assert await database.fetchval("SELECT count(*) FROM management.task_pgqueuer") == 0
     assert await Tasks(database).begin(task_id) is None
     assert await Tasks(database).rescue() == []
+
+
+async def test_logs_go_days_after_their_task_ended(caller: Pai, database: Database, task_id: int) -> None:
+    tasks = Tasks(database)
+    assert await tasks.prune_logs(0) == 0  # it has not ended
+    await caller.answer("StopTask", TaskId=str(task_id))
+    assert await tasks.prune_logs(7) == 0
+    await database.execute("UPDATE management.task SET finished_at = now() - interval '8 days'")
+    lines = (await caller.answer("ListTaskLogs", TaskId=str(task_id)))["TotalCount"]
+    assert await tasks.prune_logs(9) == 0
+    assert await tasks.prune_logs(7) == lines == 2
+    assert (await caller.answer("ListTaskLogs", TaskId=str(task_id)))["Logs"] == []
+    assert (await caller.answer("GetTask", TaskId=str(task_id)))["Status"] == "Failure"
+
+
+async def test_a_message_may_quote_anything(caller: Pai, database: Database, task_id: int) -> None:
+    tasks = Tasks(database)
+    attempt = await tasks.begin(task_id)
+    assert attempt is not None
+    await tasks.log(task_id, "first\nsecond")
+    assert await tasks.fail(attempt, "failed: '\0' is no int" + "!" * 100_000)
+    logs = (await caller.answer("ListTaskLogs", TaskId=str(task_id)))["Logs"]
+    assert logs[1].endswith("first\ufffdsecond")
+    assert "failed: '\ufffd' is no int!" in logs[2]
+    assert len(logs[2]) < 3_000
