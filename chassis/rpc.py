@@ -39,6 +39,8 @@ class Policy:
     free_rpcs: frozenset[str] = frozenset()
     # RPCs that anybody may use, without a credential.
     open_rpcs: frozenset[str] = frozenset()
+    # Counts a call of a known caller, before anything else is asked of it. Raises ResourceExhausted. None: no limit.
+    admit: Callable[[Principal], None] | None = None
     # The text of gRPC's own `details` field, where a dialect's clients read it. Default: the message.
     details: Callable[[errors.TriglotError], str] = lambda error: error.message
 
@@ -51,6 +53,7 @@ class Endpoint:
         self.handler = handler
         self.details = policy.details
         self._authenticator = policy.authenticator
+        self._admit = policy.admit
         name = path.rsplit("/", 1)[1]
         self._open = name in policy.open_rpcs
         checked = policy.action_prefix is not None and name not in policy.free_rpcs | policy.open_rpcs
@@ -69,6 +72,8 @@ class Endpoint:
         try:
             if not self._open:
                 call.principal = await self._authenticator.principal(metadata)
+                if self._admit is not None:
+                    self._admit(call.principal)
                 if self._action is not None:
                     call.principal.require(self._action)
             unreadable = metadata.get(calls.UNREADABLE)

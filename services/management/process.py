@@ -17,6 +17,7 @@ from protos.gen.triglot.identity.v1 import identity_service_pb2_grpc
 from protos.gen.triglot.management.v1 import management_service_pb2_grpc
 from services.management.constraints import CONSTRAINTS
 from services.management.identity import IdentityService
+from services.management.limits import RateLimit
 from services.management.online import OnlineStore
 from services.management.secrets import ConfigKeeper
 from services.management.service import ManagementService
@@ -33,12 +34,13 @@ async def open_service(
         box = SecretBox(settings.secret_key)
         authenticator = open_authenticator(settings, database)
         management = ManagementService(database, ConfigKeeper(box), OnlineStore(serving_channel, settings), own)
+        admit = RateLimit(own.calls_per_second).admit if own.calls_per_second else None
         identity = IdentityService(IdentityStore(database, box))
         yield [
             mount(
                 management_service_pb2_grpc.add_ManagementServiceServicer_to_server,
                 management,
-                Policy(authenticator, action_prefix="featurestore:"),
+                Policy(authenticator, action_prefix="featurestore:", admit=admit),
             ),
             mount(identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, Policy(authenticator)),
         ]

@@ -46,3 +46,6 @@ class ManagementSettings(SettingsModel):
     task_log_days: int = Field(
         90, ge=0, le=36_500, description="How long the log of a task is kept after the task has ended. 0: for ever."
     )
+    calls_per_second: float = Field(
+        0, ge=0, description="How many calls a second each process takes from one account. 0: any number."
+    )
