@@ -11,22 +11,16 @@ import orjson
 import pytest
 
 from chassis.settings import Settings
+from services.management import hologres
 from services.management.settings import ManagementSettings
 from tests.management.conftest import Pai
 
 
 @pytest.fixture
-def silent() -> Any:
-    """A port that takes connections and never says anything."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening.getsockname()[1]
-
-
-@pytest.fixture
-def own(tmp_path: Path, settings: Settings, silent: int) -> ManagementSettings:
+def own(tmp_path: Path, settings: Settings) -> ManagementSettings:
     url = urlsplit(settings.postgres_url.get_secret_value())
-    hosts = (f"{url.hostname}:{url.port}", f"127.0.0.1:{silent}", "127.0.0.1:1", "nowhere.invalid")
-    return ManagementSettings(offline_roots=(tmp_path,), datasource_hosts=hosts, check_timeout_seconds=2)
+    hosts = (f"{url.hostname}:{url.port}", "127.0.0.1:1", "nowhere.invalid")
+    return ManagementSettings(offline_roots=(tmp_path,), datasource_hosts=hosts, check_timeout_seconds=60)
 
 
 async def tried(caller: Pai, **body: Any) -> tuple[str, str]:
@@ -44,7 +38,7 @@ async def test_a_folder(caller: Pai, tmp_path: Path) -> None:
     assert (status, "root" in message) == ("Failure", True)
 
 
-async def test_a_database(caller: Pai, settings: Settings, silent: int) -> None:
+async def test_a_database(caller: Pai, settings: Settings) -> None:
     url = urlsplit(settings.postgres_url.get_secret_value())
     good = {"host": url.hostname, "port": url.port, "user": url.username, "password": url.password or ""}
     its_uri = f"instance{url.path}"
@@ -62,11 +56,17 @@ async def test_a_database(caller: Pai, settings: Settings, silent: int) -> None:
     assert await step(host="localhost.localdomain") == ("Failure", "host")
     assert await step(host="nowhere.invalid") == ("Failure", "name")
     assert await step(port=1) == ("Failure", "port")
-    assert await step(port=silent) == ("Failure", "login")
     assert await step(user="nobody here", password="hunter2") == ("Failure", "login")
     assert await step(uri="instance/nothing") == ("Failure", "database")
     # Everybody may look into it; tables may be made by its owner only.
     assert await step(uri="instance/postgres") == ("Failure", "permission")
+
+
+async def test_a_port_that_says_nothing_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = {"host": "127.0.0.1", "port": listening.getsockname()[1]}
+        with pytest.raises(hologres.Unusable, match="no answer within"):
+            await hologres.check("instance/db", config, ["127.0.0.1"], 0.5)
 
 
 async def test_what_could_not_be_made_is_refused(caller: Pai) -> None:
