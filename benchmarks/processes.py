@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 _STOP_SECONDS = 10.0
-_PARENT, _GROUP = 1, 2  # fields of /proc/PID/stat
+# Fields of /proc/PID/stat, counted behind the name.
+_PARENT, _GROUP, _OF_ENDED_CHILDREN = 1, 2, (13, 14)
 _Result = TypeVar("_Result")
 
 
@@ -105,13 +106,15 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return nanoseconds / 1e9
 
 
-def children(parent: int) -> list[int]:
-    """The processes that a process started itself."""
-    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if _stat(each, _PARENT) == parent]
+def family_cpu_seconds(parent: int) -> float:
+    """Processor time of a process and of those that it started, the ended ones included."""
+    living = [int(each.name) for each in Path("/proc").glob("[0-9]*") if _stat(each, _PARENT) == parent]
+    ticks = sum(_stat(Path(f"/proc/{parent}"), number) or 0 for number in _OF_ENDED_CHILDREN)
+    return cpu_seconds([parent, *living]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(process: Path, number: int) -> int | None:
-    """A number of /proc/PID/stat, counted behind the name; None if the process is gone."""
+    """A number of /proc/PID/stat; None if the process is gone."""
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[number])
     except OSError:

@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         postmaster = int(pid_file.read_text().splitlines()[0])
 
         def database_cpu() -> float:
-            return processes.cpu_seconds(processes.children(postmaster))
+            return processes.family_cpu_seconds(postmaster)
 
         results = measure(OPERATIONS, contestants, limits, database_cpu)
         lineage, memory = measure_lineage(contestants, limits, database_cpu)
