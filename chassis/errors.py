@@ -20,7 +20,6 @@ with one google.rpc.ErrorInfo in the trailer `grpc-status-details-bin`; `from_rp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import grpc
@@ -31,8 +30,12 @@ from chassis.addresses import joined
 
 DOMAIN = "triglot"
 # Texts can repeat what a caller sent; gRPC refuses trailers of more than 8 KiB.
-MAX_TEXT = 1000
+MAX_TEXT = 1000  # bytes
 DETAILS_TRAILER = "grpc-status-details-bin"
+
+
+def _cut(text: str) -> str:
+    return text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
 
 
 class TriglotError(Exception):
@@ -42,11 +45,11 @@ class TriglotError(Exception):
     default_reason: ClassVar[str] = "INTERNAL"
 
     def __init__(self, message: str, *, reason: str = "", **metadata: object) -> None:
-        message = message[:MAX_TEXT]
+        message = _cut(message)
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
-        self.metadata: dict[str, str] = {name: str(value)[:MAX_TEXT] for name, value in metadata.items()}
+        self.metadata: dict[str, str] = {name: _cut(str(value)) for name, value in metadata.items()}
 
     def status(self) -> status_pb2.Status:
         """The error as a google.rpc.Status."""
@@ -174,16 +177,15 @@ def from_rpc(error: grpc.aio.AioRpcError) -> TriglotError:
 
 def from_status(serialized: bytes) -> TriglotError:
     """The error in a serialized google.rpc.Status. Bytes that are none are an InvalidArgument of their own."""
+    info = error_details_pb2.ErrorInfo()
     try:
         status = status_pb2.Status.FromString(serialized)
+        found = any(detail.Unpack(info) for detail in status.details)
     except DecodeError:
         return InvalidArgument("the status of an error is no google.rpc.Status")
     kind = _BY_NUMBER.get(status.code, Internal)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            metadata: Mapping[str, str] = dict(info.metadata)
-            error = kind(status.message, reason=info.reason)
-            error.metadata.update(metadata)
-            return error
+    if found:
+        error = kind(status.message, reason=info.reason)
+        error.metadata.update(info.metadata)
+        return error
     return kind(status.message)

@@ -30,6 +30,7 @@ _ACCOUNT = "system:serviceaccount:"
 _MOUNTED = "/var/run/secrets/kubernetes.io/serviceaccount"
 _MAX_CACHED = 10_000
 _MAX_ASKED_AT_ONCE = 16
+_MAX_WAITING = 1000
 
 _Known = tuple[Principal | None, float]
 
@@ -63,6 +64,7 @@ class TokenReviews:
         secure = self._url.scheme == "https"
         self._trusted = ssl.create_default_context(cafile=settings.ca_certificate) if secure else False
         self._asking = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
+        self._waiting = 0
         # Hash of a token -> (principal or None if refused, until when). Oldest first.
         self._cache: OrderedDict[bytes, _Known] = OrderedDict()
 
@@ -79,8 +81,14 @@ class TokenReviews:
         digest = hashlib.sha256(token.encode()).digest()
         cached = self._cached(digest)
         if cached is None:
-            async with self._asking:
-                cached = self._cached(digest) or await self._asked(digest, token)
+            if self._waiting >= _MAX_WAITING:
+                raise errors.Unavailable("too many tokens wait for the Kubernetes API server", dependency="kubernetes")
+            self._waiting += 1
+            try:
+                async with self._asking:
+                    cached = self._cached(digest) or await self._asked(digest, token)
+            finally:
+                self._waiting -= 1
         if cached[0] is None:
             raise errors.Unauthenticated("Kubernetes does not know the token, or it has expired")
         return cached[0]
@@ -118,6 +126,10 @@ class TokenReviews:
             # Not its repr: that of a request may show headers.
             log.warning("the Kubernetes API server cannot be asked", error=type(error).__name__)
             raise errors.Unavailable("the Kubernetes API server cannot be asked", dependency="kubernetes") from None
+        # An API server that knows nothing of audiences answers for tokens of any.
+        wanted = self._settings.audiences
+        if wanted and not set(wanted).intersection(status.get("audiences") or ()):
+            return None
         return _principal_of(status)
 
 

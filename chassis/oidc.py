@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import jwt
 import orjson
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis import errors
@@ -40,13 +40,25 @@ class OidcSettings(SettingsModel):
         "", description="The provider's `.well-known/openid-configuration`; empty: no tokens are taken."
     )
     client_id: str = Field("", description="Roles are read from `resource_access.<client id>.roles` and `roles`.")
-    audience: str = Field("", description="What `aud` of a token must hold; empty: it is not looked at.")
+    audience: str = Field(
+        "",
+        description="What `aud` of a token must hold; empty: it is not looked at. Administrators need one.",
+    )
     issuer: str = Field("", description="What `iss` of a token must be; empty: the issuer that the provider names.")
     administrator_role: str = Field("", description="Callers with this role may do everything; empty: no token may.")
     ca_certificate: str = Field("", description="PEM file of the authorities that vouch for the provider.")
     keys_seconds: float = Field(300.0, gt=0, description="How long the provider's keys are kept.")
     least_seconds: float = Field(5.0, ge=0, description="How long at least between two looks at the provider's keys.")
     timeout_seconds: float = Field(10.0, gt=0, description="Deadline of a request to the provider.")
+
+    @model_validator(mode="after")
+    def _administrators_have_tokens_for_us(self) -> OidcSettings:
+        if self.administrator_role and not self.audience:
+            raise ValueError(
+                f"{self.variable('administrator_role')} needs {self.variable('audience')}: a token for another"
+                " application would make an administrator"
+            )
+        return self
 
 
 class Oidc:
@@ -137,7 +149,7 @@ class Oidc:
                 httpx2.AsyncClient(verify=self._trusted, trust_env=False) as client,
             ):
                 found = await _json(client, settings.discovery_url)
-                published = await _json(client, str(found["jwks_uri"]))
+                published = await _json(client, _as_secure(str(found["jwks_uri"]), settings.discovery_url))
             keys = jwt.PyJWKSet.from_dict(dict(published)).keys
         except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, KeyError, ValueError, jwt.PyJWTError) as error:
             log.warning("the keys of the OpenID provider cannot be read", error=repr(error))
@@ -145,6 +157,12 @@ class Oidc:
             self._keys = {key.key_id or "": key for key in keys if _signs(key)}
             self._issuer = settings.issuer or str(found.get("issuer", ""))
         self._fetched = time.monotonic()
+
+
+def _as_secure(url: str, first: str) -> str:
+    if first.startswith("https:") and not url.startswith("https:"):
+        raise ValueError("the provider's keys are not behind https")
+    return url
 
 
 async def _json(client: httpx2.AsyncClient, url: str) -> Mapping[str, Any]:

@@ -78,7 +78,7 @@ class Endpoint:
                     call.principal.require(self._action)
             unreadable = metadata.get(calls.UNREADABLE)
             if isinstance(unreadable, bytes):
-                raise errors.from_status(unreadable)
+                raise _refusal(unreadable)
             return await self._behavior(request, context)
         except errors.TriglotError as error:
             code = error.code
@@ -104,6 +104,12 @@ class Endpoint:
         if child is None:
             child = self._seconds[code] = rpc_seconds.labels(self.path, code.name)
         child.observe(seconds)
+
+
+def _refusal(unreadable: bytes) -> errors.TriglotError:
+    """The error that a gateway met. Whoever else sends one cannot have it look like a defect of ours."""
+    error = errors.from_status(unreadable)
+    return errors.InvalidArgument(error.message) if isinstance(error, errors.Internal) else error
 
 
 def _call(metadata: Metadata, deadline: float | None) -> calls.Call:

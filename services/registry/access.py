@@ -24,9 +24,13 @@ from services.registry import kinds
 from services.registry.kinds import Kind
 
 _QUERIES = load_queries(Path(__file__).parent / "access.sql")
-_TABLE = re.compile(r"\bregistry\.(object|project|tally|edge)\b")
+# A table that a query marks is read whole by everybody.
+_TABLE = re.compile(r"\bregistry\.(object|project|tally|edge)\b(?! /\* whole \*/)")
+_BACK_REFERENCE = re.compile(r"\\[1-9]")
 _COMMENTS = re.compile(r"^(?:--.*\n)+")
 _DENIED = "ACTION_NOT_ALLOWED"
+MAX_PATTERNS = 100
+MAX_PATTERN_LENGTH = 200
 
 CREATE, DESCRIBE, UPDATE, DELETE, WRITE_ONLINE = (
     PermissionSpec.AuthzedAction.Name(action)
@@ -54,6 +58,7 @@ class Target:
 class Access:
     """Permissions for whoever calls. `strict`: a project without permissions is closed, not open.
 
+    A query that is read through it names at least one of the tables that access.sql narrows, and joins others to it.
     Under `strict` nobody learns from a refusal whether what was refused is there.
     """
 
@@ -102,7 +107,7 @@ class Access:
         stored = None if self._strict else await self._stored(*place)
         if stored is not None:
             return await self._refusal((DESCRIBE,), stored) or missing
-        return _unexplained((DESCRIBE,), project, place[2]) if self._strict else missing
+        return _unexplained(project, place[2]) if self._strict else missing
 
     # ---- doing ----
 
@@ -117,7 +122,7 @@ class Access:
         if target is not None:
             await self._require(actions, target)
         elif self._strict:
-            raise _unexplained(actions, project, name)
+            raise _unexplained(project, name)
 
     async def require_to_apply(self, made: Callable[[], Target]) -> None:
         """What applying an object takes: CREATE, or DESCRIBE and UPDATE for what there is and for what it becomes.
@@ -153,7 +158,7 @@ class Access:
         if any(rule["granted"] for rule in rules) or not (self._strict or rules[0]["ruled"]):
             return None
         if self._strict:
-            return _unexplained(actions, target.project, target.name)
+            return _unexplained(target.project, target.name)
         what = f"{list(actions)} to {_class_name(target.kind)}:{target.name}"
         said = [
             f"Permission {rule['name']} denied execution of {what}: {rule['asked']}" for rule in rules if rule["name"]
@@ -176,8 +181,21 @@ class Access:
 
 
 async def check_patterns(connection: Connection, patterns: Sequence[str]) -> None:
-    """Raise InvalidArgument for a name pattern that is no regular expression to PostgreSQL."""
+    """Raise InvalidArgument for a name pattern that PostgreSQL cannot match, or not in bounded time.
+
+    Without back-references its matcher is an automaton. With them one pattern can keep everybody's lists waiting.
+    """
+    if len(patterns) > MAX_PATTERNS:
+        raise errors.InvalidArgument(f"a permission has at most {MAX_PATTERNS} name patterns", field="name_patterns")
     for pattern in patterns:
+        if len(pattern) > MAX_PATTERN_LENGTH:
+            raise errors.InvalidArgument(
+                f"a name pattern has at most {MAX_PATTERN_LENGTH} characters", field="name_patterns"
+            )
+        if _BACK_REFERENCE.search(pattern):
+            raise errors.InvalidArgument(
+                f"name pattern {pattern!r}: back-references are not taken", field="name_patterns"
+            )
         try:
             await connection.fetchval(_QUERIES.tries_pattern, pattern)
         except asyncpg.InvalidRegularExpressionError as error:
@@ -195,9 +213,9 @@ def _denied(text: str) -> errors.PermissionDenied:
     return errors.PermissionDenied(f"Permission error:\n{text}", reason=_DENIED)
 
 
-def _unexplained(actions: Sequence[str], project: str, name: str) -> errors.PermissionDenied:
+def _unexplained(project: str, name: str) -> errors.PermissionDenied:
     """A refusal that says the same of what is there and of what is not."""
-    return _denied(f"No permission of project {project} grants {list(actions)} to {name}")
+    return _denied(f"No permission of project {project} lets you do this to {name}")
 
 
 def _class_name(kind: Kind) -> str:

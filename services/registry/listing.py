@@ -54,7 +54,7 @@ _FILTERS = {
     # No index: there are few projects.
     "not_tagged": "NOT o.tags @> {}::jsonb",
     # object_key
-    "project_not_tagged": "NOT EXISTS (SELECT FROM registry.object p WHERE p.project = o.project"
+    "project_not_tagged": "NOT EXISTS (SELECT FROM registry.object /* whole */ p WHERE p.project = o.project"
     " AND p.family = 'project' AND p.parent = '' AND p.name = o.project AND p.tags @> {}::jsonb)",
 }
 # Which filters each kind has besides project and tags.

@@ -77,18 +77,20 @@ class RegistryStore:
         NotFound if a service selects from a view that is not there, FailedPrecondition if a view asks for one of its
         versions and was edited as well.
         """
-        target = partial(_target, kind, message, project)
+        # `feast apply` sends everything each time: what is equal is found out without taking the project's turn.
         async with self._database.connection() as connection:
-            await self._access.over(connection).require_to_apply(target)
+            await self._access.over(connection).require_to_apply(partial(_target, kind, message, project))
             if await self._planned(connection, kind, message, project) is None:
                 return
         async with self._database.transaction() as connection:
             now = await self._ensure_project(connection, project, create=kind is not kinds.PROJECT)
-            await self._access.over(connection).require_to_apply(target)
             if kind is kinds.PERMISSION:
                 await check_patterns(connection, message.spec.name_patterns)
             plan = await self._planned(connection, kind, message, project)
             if plan is not None:
+                # Of a view that goes back to an old version, this is the old one.
+                becomes = partial(_target, kind, plan.message, project)
+                await self._access.over(connection).require_to_apply(becomes)
                 await _write(connection, kind, plan, project, now)
 
     async def materialize(self, name: str, project: str, interval: MaterializationInterval) -> None:

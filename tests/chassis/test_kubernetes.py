@@ -29,6 +29,7 @@ class ApiServer:
         self.reviews: list[Any] = []
         self.shown: list[str] = []
         self.status = 201
+        self.audiences: list[str] = ["triglot", "other"]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         assert (scope["method"], scope["path"]) == ("POST", "/apis/authentication.k8s.io/v1/tokenreviews")
@@ -37,7 +38,8 @@ class ApiServer:
         self.reviews.append(review["spec"])
         status: dict[str, Any] = {"authenticated": False, "error": "unknown"}
         if review["spec"]["token"] == token("trainer"):
-            status = {"authenticated": True, "user": {"username": ACCOUNT, "groups": ["system:serviceaccounts:ml"]}}
+            user = {"username": ACCOUNT, "groups": ["system:serviceaccounts:ml"]}
+            status = {"authenticated": True, "user": user, "audiences": self.audiences}
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps({**review, "status": status}).encode()})
 
@@ -71,6 +73,16 @@ async def test_a_service_account_brings_groups_and_its_namespace(
     assert api.reviews[0] == {"token": token("trainer"), "audiences": ["triglot"]}
     assert len(api.reviews) <= 16
     assert set(api.shown) == {"Bearer our own"}
+
+
+async def test_an_api_server_that_knows_no_audiences_does_not_vouch_for_ours(
+    cluster: tuple[ApiServer, str], tmp_path: Path
+) -> None:
+    api, url = cluster
+    api.audiences = []
+    with pytest.raises(errors.Unauthenticated):
+        await reviews(url, tmp_path, audiences=("triglot",)).principal(token("trainer"))
+    assert (await reviews(url, tmp_path).principal(token("trainer"))).name == ACCOUNT
 
 
 async def test_what_kubernetes_does_not_know_is_refused_and_asked_once(

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from chassis import errors
 from chassis.auth import Keys
-from chassis.oidc import Oidc, OidcSettings
+from chassis.oidc import Oidc, OidcSettings, _as_secure
 from chassis.postgres import Database
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
@@ -31,15 +31,18 @@ class Provider:
     def __init__(self) -> None:
         self.keys: dict[str, Any] = {"rsa": RSA, "ec": EC}
         self.asked = 0
+        self.status = 200
         self.url = ""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.status != 200:
+            self.asked += 1
         if scope["path"] == "/.well-known/openid-configuration":
             answer: Any = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
         else:
             self.asked += 1
             answer = {"keys": [self._published(key_id, key) for key_id, key in self.keys.items()]}
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
 
     @staticmethod
@@ -83,12 +86,14 @@ async def refused(verifier: Oidc, token: str) -> str:
 
 @pytest.mark.parametrize("key_id", ["rsa", "ec"])
 async def test_who_a_token_stands_for(provider: Provider, key_id: str) -> None:
-    verifier = oidc(provider, administrator_role="root")
+    verifier = oidc(provider, administrator_role="root", audience="us")
     roles = {"resource_access": {"feast": {"roles": ["reader"]}, "other": {"roles": ["writer"]}}, "roles": ["both", 3]}
-    found = await verifier.principal(provider.token(key_id, groups=["g"], **roles))
+    found = await verifier.principal(provider.token(key_id, aud="us", groups=["g"], **roles))
     assert (found.name, found.roles, found.groups) == ("ann", {"reader", "both"}, {"g"})
     assert (found.administrator, found.feature_stores, found.actions) == (False, frozenset(), ())
-    service = await verifier.principal(provider.token(preferred_username=None, azp="robot", sub="s", roles=["root"]))
+    service = await verifier.principal(
+        provider.token(preferred_username=None, azp="robot", sub="s", roles=["root"], aud="us")
+    )
     assert (service.name, service.administrator) == ("robot", True)
     assert not (await oidc(provider).principal(provider.token(roles=["root", ""]))).administrator
 
@@ -145,12 +150,24 @@ async def test_keys_are_kept_and_rotated(provider: Provider) -> None:
 async def test_a_provider_that_is_away(provider: Provider) -> None:
     verifier = oidc(provider, keys_seconds=0.001)
     assert (await verifier.principal(provider.token())).name == "ann"
-    away = OidcSettings(discovery_url="http://127.0.0.1:1/x", least_seconds=60)
-    verifier._settings = away
+    provider.status = 500
+    asked = provider.asked
     assert (await verifier.principal(provider.token())).name == "ann"
+    assert provider.asked > asked
+    away = OidcSettings(discovery_url="http://127.0.0.1:1/x", least_seconds=60)
     for _ in range(2):
         with pytest.raises(errors.Unavailable):
             await Oidc(away).principal(provider.token())
+
+
+def test_an_administrators_token_has_to_be_for_us() -> None:
+    with pytest.raises(errors.WrongSetting, match="TRIGLOT_OIDC_AUDIENCE"):
+        OidcSettings(administrator_role="root")
+
+
+async def test_keys_come_as_safely_as_their_address(provider: Provider) -> None:
+    with pytest.raises(ValueError, match="https"):
+        _as_secure("http://provider/keys", "https://provider/.well-known/openid-configuration")
 
 
 async def test_beside_api_keys(provider: Provider, database: Database, settings: Settings) -> None:

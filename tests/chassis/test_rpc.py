@@ -25,6 +25,10 @@ ADMIN = (("authorization", "admin"),)
 GUEST = (("authorization", "guest"),)
 TOO_MANY = errors.InvalidArgument("at most 5", reason="TOO_MANY_ENTRIES").status().SerializeToString()
 
+_GARBLED = errors.InvalidArgument("x").status()
+_GARBLED.details[0].value = b"\xff\xff"
+GARBLED = _GARBLED.SerializeToString()
+
 
 def make_server(port: int = 0) -> GrpcServer:
     return GrpcServer([service()], host="127.0.0.1", port=port, max_message_bytes=1 << 20)
@@ -72,6 +76,15 @@ async def test_errors_keep_code_reason_and_details(
         assert error.metadata == {"name": "x"}
 
 
+async def test_long_texts_are_cut_to_what_grpc_carries(channel: grpc.aio.Channel) -> None:
+    """Each text to 1,000 bytes, however many bytes its letters have."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await Stub(channel).Say(Text(value="missing " + "\N{OWL}" * 3000), metadata=ADMIN)
+    error = errors.from_rpc(raised.value)
+    assert error.reason == "FEATURE_VIEW_NOT_FOUND"
+    assert error.metadata["name"] == "\N{OWL}" * 250
+
+
 async def test_actions_are_checked(channel: grpc.aio.Channel) -> None:
     stub = Stub(channel)
     assert (await stub.Say(Text(value="a"), metadata=GUEST)).value == "a"
@@ -105,6 +118,8 @@ async def _texts(values: str) -> AsyncIterator[Text]:
         ((), TOO_MANY, "CREDENTIAL_MISSING"),
         (GUEST, TOO_MANY, "TOO_MANY_ENTRIES"),
         (ADMIN, b"no status", "INVALID_FIELD"),
+        (ADMIN, GARBLED, "INVALID_FIELD"),
+        (ADMIN, errors.Internal("looks like ours").status().SerializeToString(), "INVALID_FIELD"),
     ],
 )
 async def test_who_calls_comes_before_what_is_wrong(

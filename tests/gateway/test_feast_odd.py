@@ -38,6 +38,7 @@ RAW = (
     b"null",
     b"\xff",
     b"[" * 100_000,
+    b'{"name":"n","project":"p","unknown":' + b"[" * 5_000,
     b'{"name":"n","project":"p","value_type":1e400}',
     b'{"name":"n","project":"p","value_type":99999999999999999999}',
     b'{"name":"n","project":"p","type":-1,"value_type":true}',

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import orjson
 import pytest
+from google.protobuf.empty_pb2 import Empty
 
 from chassis import calls, errors
 from chassis.inprocess import InProcessChannel
@@ -176,8 +177,12 @@ async def test_name_patterns(registry: Registry, caller: Caller) -> None:
     await denied(get_entity(reader, "my customer"))
     await denied(get_entity(reader, "exactly_not"))
     await get_entity(reader, "exactly")
-    with pytest.raises(errors.InvalidArgument, match="name pattern"):
-        await put(registry, permission("broken", roles=("r",), patterns=("(",)))
+    # What PostgreSQL cannot read, or could match for hours.
+    for pattern in ("(", r"(x*)(x*)z\1\2z", "x" * 201):
+        with pytest.raises(errors.InvalidArgument, match="name pattern"):
+            await put(registry, permission("broken", roles=("r",), patterns=(pattern,)))
+    with pytest.raises(errors.InvalidArgument, match="at most 100 name patterns"):
+        await put(registry, permission("many", roles=("r",), patterns=("x",) * 101))
 
 
 @pytest.mark.usefixtures("rides")
@@ -190,6 +195,35 @@ async def test_required_tags_restrict(registry: Registry, caller: Caller) -> Non
     await denied(put_entity(member, "theirs", tags={"team": "b"}))
     await denied(put_entity(member, "customer", tags={"team": "a"}))  # what is there is not theirs
     await denied(put_entity(member, "mine", tags={}))  # what it becomes is not theirs
+
+
+async def test_going_back_to_an_old_version_is_judged_by_what_it_was(registry: Registry, caller: Caller) -> None:
+    theirs, ours = view("stats"), view("stats", "another")
+    theirs.spec.tags["team"], ours.spec.tags["team"] = "b", "a"
+    for each in (theirs, ours):
+        await registry(registry.feast.ApplyFeatureView, rpc.ApplyFeatureViewRequest(feature_view=each, project="rides"))
+    await put(registry, permission("team", roles=("a",), actions=ALL, tags={"team": "a"}))
+    member = await caller("a")
+    ours.spec.version = "v0"
+    back = rpc.ApplyFeatureViewRequest(feature_view=ours, project="rides")
+    await denied(member(member.feast.ApplyFeatureView, back))
+    ours.spec.version = "v1"
+    await member(member.feast.ApplyFeatureView, rpc.ApplyFeatureViewRequest(feature_view=ours, project="rides"))
+
+
+async def test_a_protected_project_is_hidden_from_those_who_cannot_read_it_too(
+    registry: Registry, caller: Caller
+) -> None:
+    project = Project()
+    project.spec.name = "secret"
+    project.spec.tags["feast.dev/protected-project"] = "true"
+    await registry(registry.feast.ApplyProject, rpc.ApplyProjectRequest(project=project))
+    await put_entity(registry, "treasure", "secret")
+    await put(registry, permission("entities", roles=("r",), types=("ENTITY",)), project="secret")
+    reader = await caller("r")
+    for each in (registry, reader):
+        whole = await each(each.feast.Proto, Empty())
+        assert "treasure" not in [entity.spec.name for entity in whole.entities]
 
 
 @pytest.mark.usefixtures("rides")
@@ -389,6 +423,8 @@ async def test_strict_closes_what_nobody_opened(registry: Registry, strict: Call
         request = rpc.DeleteEntityRequest(name=name, project="rides")
         assert name in await denied(reader(reader.feast.DeleteEntity, request))
     await denied(put_entity(reader, "new", "new project"))
+    there, not_there = await denied(put_entity(reader, "customer")), await denied(put_entity(reader, "costumer"))
+    assert there.replace("customer", "x") == not_there.replace("costumer", "x")
     listed = await reader(reader.feast.ListProjects, rpc.ListProjectsRequest())
     assert not listed.projects
     boss = await registry(registry.feast.ListProjects, rpc.ListProjectsRequest())

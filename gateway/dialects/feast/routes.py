@@ -93,7 +93,7 @@ class Asked:
             raise parameters.invalid_body(f"its content type must be {JSON}")
         try:
             return msgspec.json.decode(self._exchange.body, type=self._route.body, strict=False)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise parameters.invalid_body(str(error)) from None
 
     def page(self) -> tuple[int, int]:
