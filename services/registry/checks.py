@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping, MutableSequence
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,12 @@ from services.registry.kinds import Kind
 MAX_NAME_BYTES = 1000
 MAX_PROJECT_BYTES = 500
 MAX_QUERY_LENGTH = 400
-MAX_TAGS = 100
+MAX_POPULAR_TAGS = 100
+# Search reads the tags of a hundred objects at a time.
+MAX_TAGS = 500
+MAX_TAG_KEY_BYTES = 1000
+MAX_TAG_VALUE_BYTES = 10_000
+MAX_TAGS_BYTES = 100_000
 MAX_VERSION = 1_000_000_000
 # The ranges that protobuf gives Timestamp and Duration; JSON has no others.
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
@@ -127,6 +132,7 @@ def applied(kind: Kind, message: Any) -> None:
     texts_and_times(message)
     spec = kind.spec(message)
     _name(spec.name, "name", kind.label, MAX_PROJECT_BYTES if kind is kinds.PROJECT else MAX_NAME_BYTES)
+    _tags(spec.tags, kind.label)
     if kind.is_view:
         _view(kind, spec)
     elif kind is kinds.DATA_SOURCE:
@@ -142,8 +148,23 @@ def _view(kind: Kind, spec: Any) -> None:
         raise errors.InvalidArgument(f"Feature view {spec.name} has no entities", field="entities")
     for feature in spec.features:
         _name(feature.name, "features", "Feature", MAX_NAME_BYTES)
+        _tags(feature.tags, "Feature")
     if kind is not kinds.LABEL_VIEW:
         pinned_version(spec.version)
+
+
+def _tags(tags: Mapping[str, str], label: str) -> None:
+    if not tags:
+        return
+    sizes = [(len(key.encode()), len(value.encode())) for key, value in tags.items()]
+    for size, most, what in (
+        (len(sizes), MAX_TAGS, "tags"),
+        (max(key for key, _ in sizes), MAX_TAG_KEY_BYTES, "bytes in the key of a tag"),
+        (max(value for _, value in sizes), MAX_TAG_VALUE_BYTES, "bytes in the value of a tag"),
+        (sum(map(sum, sizes)), MAX_TAGS_BYTES, "bytes in all its tags"),
+    ):
+        if size > most:
+            raise errors.InvalidArgument(f"{label} has at most {most} {what}, not {size}", field="tags")
 
 
 def _data_source(spec: Any) -> None:
@@ -230,8 +251,8 @@ def visit_sort(sort_by: str) -> None:
 
 def tag_limit(limit: int) -> None:
     """How many popular tags are asked for."""
-    if not 1 <= limit <= MAX_TAGS:
-        raise errors.InvalidArgument(f"limit must be between 1 and {MAX_TAGS}", field="limit")
+    if not 1 <= limit <= MAX_POPULAR_TAGS:
+        raise errors.InvalidArgument(f"limit must be between 1 and {MAX_POPULAR_TAGS}", field="limit")
 
 
 def page(number: int, limit: int, max_limit: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -16,6 +16,9 @@ KINDS = sorted(BY_NAME.keys() - {PROJECT.name, PERMISSION.name, VALIDATION_REFER
 # The part of a query's trigrams that something similar shares with it, at least.
 WORD_SIMILARITY = "0.4"
 LEAST_LIKENESS = 0.5
+# Likeness is found out here, where nothing else runs meanwhile: among short texts, and not among any number of them.
+MAX_COMPARED_LENGTH = 128
+MAX_COMPARED_LETTERS = 64_000
 
 _ORDERS = {
     "match_score": "r.score{}, r.project, r.type, r.sort_name, r.id",
@@ -62,7 +65,7 @@ class SearchStore:
 
         The best of these counts: the query is part of the name (100), of the description (80), of a tag `key=value`
         (60); it is part of the name of a feature that a view or service holds (50); the name or a tag is at least
-        half like it (40).
+        half like it (40), which is looked for in short texts, and in names before tags.
         """
         query = wanted.query.lower()
         arguments: list[object] = [wanted.projects, KINDS, orjson.dumps(dict(wanted.tags)).decode()]
@@ -81,6 +84,7 @@ class SearchStore:
         rows = await self._access.fetch(paged, *arguments, wanted.limit, offset)
         # Behind the last page no row is left to carry the total.
         counted = rows or (await self._access.fetch(paged, *arguments, 1, 0) if offset else [])
+        likeness = Likeness(query)
         matches = [
             Match(
                 type=row["type"],
@@ -89,7 +93,7 @@ class SearchStore:
                 parent=row["parent"],
                 description=row["description"],
                 score=row["score"],
-                tags=_matching(query, orjson.loads(row["tags"])),
+                tags=_matching(likeness, orjson.loads(row["tags"])),
             )
             for row in rows
         ]
@@ -102,11 +106,10 @@ class SearchStore:
                 "SELECT set_config('pg_trgm.word_similarity_threshold', $1, true)", WORD_SIMILARITY
             )
             rows = await connection.fetch(statement, *narrowed)
-        return [
-            row["id"]
-            for row in rows
-            if like(query, row["name"].lower()) or _alike(query, orjson.loads(row["tags"]).items())
-        ]
+        likeness = Likeness(query)
+        named = {row["id"] for row in rows if likeness.to(row["name"])}
+        others = [row for row in rows if row["id"] not in named]
+        return [*named, *(row["id"] for row in others if _alike(likeness, orjson.loads(row["tags"])))]
 
 
 def _pattern(query: str) -> str:
@@ -115,29 +118,51 @@ def _pattern(query: str) -> str:
     return f"%{escaped}%"
 
 
-def _matching(query: str, tags: Mapping[str, str]) -> Mapping[str, str]:
+def _matching(likeness: Likeness, tags: Mapping[str, str]) -> Mapping[str, str]:
     """The tags that hold the query or, if none does, those that are like it."""
+    query = likeness.query
     if not query:
         return {}
     holding = {key: value for key, value in tags.items() if query in f"{key}={value}".lower()}
-    return holding or dict(_alike(query, tags.items()))
+    return holding or _alike(likeness, tags)
 
 
-def _alike(query: str, tags: Iterable[tuple[str, str]]) -> Sequence[tuple[str, str]]:
-    return [
-        (key, value) for key, value in tags if any(like(query, text.lower()) for text in (key, value, f"{key}={value}"))
-    ]
+def _alike(likeness: Likeness, tags: Mapping[str, str]) -> Mapping[str, str]:
+    return {key: value for key, value in tags.items() if any(map(likeness.to, (key, value, f"{key}={value}")))}
 
 
-def like(left: str, right: str) -> bool:
-    """Whether at most half of the longer text must be edited to make the other: Levenshtein's distance."""
-    longer = max(len(left), len(right))
-    if not longer or abs(len(left) - len(right)) > longer * (1 - LEAST_LIKENESS):
-        return False
-    previous = list(range(len(right) + 1))
-    for row, letter in enumerate(left, 1):
-        current = [row]
-        for column, other in enumerate(right, 1):
-            current.append(min(previous[column] + 1, current[-1] + 1, previous[column - 1] + (letter != other)))
-        previous = current
-    return 1 - previous[-1] / longer >= LEAST_LIKENESS
+class Likeness:
+    """Finds out what is like a query in lower case. After so many letters nothing is any more."""
+
+    def __init__(self, query: str) -> None:
+        self.query = query
+        self._left = MAX_COMPARED_LETTERS
+
+    def to(self, text: str) -> bool:
+        """Whether at most half of the longer text must be edited to make the other. Not if one of them is long."""
+        shorter, longer = sorted((len(self.query), len(text)))
+        if longer > MAX_COMPARED_LENGTH or shorter < longer * LEAST_LIKENESS or not shorter or self._left < len(text):
+            return False
+        self._left -= len(text)
+        return distance(self.query, text.lower()) <= longer * (1 - LEAST_LIKENESS)
+
+
+def distance(left: str, right: str) -> int:
+    """Levenshtein's distance, a column of its table at a time (Myers 1999): a bit says how a row differs from the last.
+
+    `left` is not empty.
+    """
+    places: dict[str, int] = {}
+    for place, letter in enumerate(left):
+        places[letter] = places.get(letter, 0) | 1 << place
+    rows, last = (1 << len(left)) - 1, 1 << len(left) >> 1
+    more, less = rows, 0
+    edits = len(left)
+    for letter in right:
+        equal = places.get(letter, 0)
+        kept = (((equal & more) + more) ^ more) | equal | less
+        rises, falls = less | ~(kept | more), more & kept
+        edits += bool(rises & last) - bool(falls & last)
+        rises, falls = rises << 1 | 1, falls << 1
+        more, less = (falls | ~(kept | rises)) & rows, rises & kept & rows
+    return edits

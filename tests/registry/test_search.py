@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import httpx2
@@ -12,7 +13,7 @@ from chassis.postgres import Database
 from protos.gen.feast.registry import RegistryServer_pb2 as feast
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 from services.registry.queries import QUERIES
-from services.registry.search import KINDS, like
+from services.registry.search import KINDS, MAX_COMPARED_LENGTH, MAX_COMPARED_LETTERS, Likeness, distance
 from tests.registry.conftest import Registry
 from tests.registry.test_indexes import explain, filled  # noqa: F401 - a fixture
 from tests.registry.test_objects import apply_entity, apply_view, service, view
@@ -122,11 +123,59 @@ async def test_a_query_has_a_limit(registry: Registry) -> None:
         await registry(registry.rendered.SearchObjects, rpc.SearchObjectsRequest(query="x" * 401, limit=1))
 
 
+def like(query: str, text: str) -> bool:
+    return Likeness(query).to(text)
+
+
 def test_likeness_is_half_of_the_letters() -> None:
-    assert like("drivre", "driver")
+    assert like("drivre", "Driver")
     assert like("ab", "ax")
     assert not like("abc", "axy")
     assert not like("driver", "driver_hourly_stats")
+    assert not like("driver", "")
+
+
+def test_only_so_much_is_compared() -> None:
+    """It holds up everything else that the process does."""
+    text = "x" * MAX_COMPARED_LENGTH
+    assert like(text, text)
+    assert not like(text, text + "x")
+    assert not like(text + "x", text)
+    likeness = Likeness("driver")
+    assert all(likeness.to("drivre") for _ in range(MAX_COMPARED_LETTERS // len("drivre")))
+    assert not likeness.to("a text that is too long costs nothing")
+    assert not likeness.to("drivre")
+
+
+def test_distances_are_levenshteins() -> None:
+    chance = random.Random(1)
+    for _ in range(500):
+        left, right = ("".join(chance.choices("abc", k=chance.randint(1, 9))) for _ in range(2))
+        row = list(range(len(right) + 1))
+        for number, letter in enumerate(left, 1):
+            before, row = row, [number]
+            for place, other in enumerate(right):
+                row.append(min(before[place + 1] + 1, row[-1] + 1, before[place] + (letter != other)))
+        assert distance(left, right) == row[-1], (left, right)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {f"tag{number}": "" for number in range(501)},
+        {"k" * 1001: "v"},
+        {"k": "v" * 10_001},
+        {f"tag{number}": "v" * 9000 for number in range(12)},
+    ],
+)
+async def test_tags_have_limits(registry: Registry, tags: dict[str, str]) -> None:
+    with pytest.raises(errors.InvalidArgument) as raised:
+        await apply_entity(registry, tags=tags)
+    assert raised.value.metadata["field"] == "tags"
+    tagged = view("stats", "age")
+    tagged.spec.features[0].tags.update(tags)
+    with pytest.raises(errors.InvalidArgument):
+        await apply_view(registry, tagged)
 
 
 async def test_search_uses_its_index(filled: Database) -> None:  # noqa: F811 - a fixture
