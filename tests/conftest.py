@@ -24,6 +24,9 @@ from triglot.schemas import SCHEMAS
 
 TEMPLATE = "triglot_template"
 SECRET_KEY = new_key()
+# A database for each test is made and dropped a thousand times, and lost with the run. Tests of what outlives a crash
+# start servers of their own.
+NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Servers:
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     data_dir: Path = tmp_path_factory.mktemp("servers") / "data"
-    embedded = [EmbeddedPostgres(data_dir), EmbeddedRedis(data_dir)]
+    embedded = [EmbeddedPostgres(data_dir, settings=NOT_DURABLE), EmbeddedRedis(data_dir)]
     try:
         postgres_url, redis_url = (server.start() for server in embedded)
         admin_key, access_key = asyncio.run(_make_template(postgres_url))

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from triglot.embedded import placement, process
@@ -50,6 +51,11 @@ class EmbeddedPostgres(EmbeddedServer):
     stop_steps = ((signal.SIGINT, 2.2), (signal.SIGQUIT, 0.6))
 
     _placement: Placement
+
+    def __init__(self, data_dir: Path, *, start_seconds: float = 60, settings: Mapping[str, str] | None = None) -> None:
+        """`settings` stand above ours, for servers whose data nobody keeps."""
+        super().__init__(data_dir, start_seconds=start_seconds)
+        self._settings = {**SETTINGS, **(settings or {})}
 
     def _prepare(self, password: str, is_new: bool, log: Log, claim: Claim) -> None:
         binaries = find_postgres()
@@ -96,7 +102,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _command(self, login: Login) -> Command:
         where = self._placement
-        settings = SETTINGS | {"port": str(login.port)}
+        settings = self._settings | {"port": str(login.port)}
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         return Command(
             [where.programs / "postgres", "-D", where.cluster, *options],
