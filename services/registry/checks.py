@@ -27,6 +27,10 @@ MAX_TAGS = 500
 MAX_TAG_KEY_BYTES = 1000
 MAX_TAG_VALUE_BYTES = 10_000
 MAX_TAGS_BYTES = 100_000
+# A view's features are rendered in one go, during which the process does nothing else.
+MAX_FEATURES = 10_000
+# Clients read messages of up to 100 levels, and lists put objects into other messages.
+MAX_LEVELS = 32
 MAX_VERSION = 1_000_000_000
 # The ranges that protobuf gives Timestamp and Duration; JSON has no others.
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
@@ -70,8 +74,11 @@ def project_name(project: str) -> None:
     _name(project, "project", "Project", MAX_PROJECT_BYTES)
 
 
-def texts_and_times(message: Message, path: str = "") -> None:
-    """No text in a message holds a NUL, and no time or duration in it is beyond what protobuf defines."""
+def texts_and_times(message: Message, path: str = "", level: int = 1) -> None:
+    """No text in a message holds a NUL, no time or duration is beyond protobuf's, and all its levels can be read."""
+    if level > MAX_LEVELS:
+        field = path.partition(".")[0]
+        raise errors.InvalidArgument(f"{field}: a message has at most {MAX_LEVELS} levels", field=field)
     for field, value in message.ListFields():
         where = path + field.name
         for part in _parts(value):
@@ -83,7 +90,7 @@ def texts_and_times(message: Message, path: str = "") -> None:
             elif isinstance(part, Duration):
                 _duration(part, where)
             elif isinstance(part, Message):
-                texts_and_times(part, f"{where}.")
+                texts_and_times(part, f"{where}.", level + 1)
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -146,6 +153,10 @@ def _view(kind: Kind, spec: Any) -> None:
         raise errors.InvalidArgument(f"Feature view name {spec.name!r} may hold neither '@' nor ':'", field="name")
     if kind in (kinds.FEATURE_VIEW, kinds.STREAM_FEATURE_VIEW) and not spec.entities:
         raise errors.InvalidArgument(f"Feature view {spec.name} has no entities", field="entities")
+    if len(spec.features) > MAX_FEATURES:
+        raise errors.InvalidArgument(
+            f"Feature view {spec.name} has at most {MAX_FEATURES} features, not {len(spec.features)}", field="features"
+        )
     for feature in spec.features:
         _name(feature.name, "features", "Feature", MAX_NAME_BYTES)
         _tags(feature.tags, "Feature")
@@ -230,6 +241,15 @@ def search(query: str, sort_by: str) -> None:
 def retrieval() -> errors.FailedPrecondition:
     """What a request gets that would read an offline store."""
     return errors.FailedPrecondition("Triglot's registry runs no retrievals: use the Feast SDK to make a dataset")
+
+
+def too_large(limit_bytes: int) -> errors.ResourceExhausted:
+    """What a request gets whose answer would be larger than a message."""
+    return errors.ResourceExhausted(
+        f"The answer is larger than a message of {limit_bytes} bytes: list by pages",
+        reason="ANSWER_TOO_LARGE",
+        limit_bytes=limit_bytes,
+    )
 
 
 def visit(request: Any) -> None:

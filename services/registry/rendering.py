@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -94,6 +95,7 @@ def _shown(feature: rpc.Feature, project: str) -> dict[str, Any]:
     return shown | {"kind": feature.kind}
 
 
+@lru_cache(maxsize=256)
 def type_name(value_type: Any) -> str:
     """A type as Feast writes it for people: FLOAT is "Float32", STRING_LIST is "Array(String)"."""
     name = ValueType.Enum.Name(value_type) if value_type in ValueType.Enum.values() else "INVALID"

@@ -17,7 +17,7 @@ from protos.gen.feast.core.StreamFeatureView_pb2 import StreamFeatureView
 from protos.gen.feast.registry import RegistryServer_pb2 as rpc
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as own
-from services.registry import views
+from services.registry import checks, views
 from tests.registry.conftest import Registry
 from tests.registry.test_objects import apply_view, get_view, service, view
 from tests.registry.test_rest import get, http  # noqa: F401 - a fixture
@@ -358,3 +358,32 @@ async def test_the_ends_of_time_are_taken(registry: Registry, http: httpx2.Async
     await registry(registry.feast.ListAllFeatureViews, since)
     for text in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):
         await get(http, f"/feature_views?project=demo&updated_since={text}")
+
+
+# ---- limits ----
+
+
+async def test_a_view_has_so_many_features(registry: Registry) -> None:
+    names = [f"f{number}" for number in range(checks.MAX_FEATURES + 1)]
+    with pytest.raises(errors.InvalidArgument) as raised:
+        await apply_view(registry, view("stats", *names))
+    assert raised.value.metadata["field"] == "features"
+    await apply_view(registry, view("stats", *names[1:]))
+    assert len((await get_view(registry)).spec.features) == checks.MAX_FEATURES
+
+
+async def test_views_are_nested_as_deep_as_any_client_reads(registry: Registry) -> None:
+    def nested(levels: int) -> FeatureView:
+        made = view()
+        spec = made.spec
+        for _ in range(levels):
+            spec = spec.source_views.add(name="upstream")
+        return made
+
+    with pytest.raises(errors.InvalidArgument) as raised:
+        await apply_view(registry, nested(checks.MAX_LEVELS))
+    assert raised.value.metadata["field"] == "spec"
+    deepest = nested(checks.MAX_LEVELS - 2)
+    await apply_view(registry, deepest)
+    answer = await registry(registry.feast.ListAllFeatureViews, rpc.ListAllFeatureViewsRequest(project="demo"))
+    assert rpc.ListAllFeatureViewsResponse.FromString(answer.SerializeToString()) == answer
