@@ -77,8 +77,8 @@ def project_name(project: str) -> None:
 def texts_and_times(message: Message, path: str = "", level: int = 1) -> None:
     """No text in a message holds a NUL, no time or duration is beyond protobuf's, and all its levels can be read."""
     if level > MAX_LEVELS:
-        field = path.partition(".")[0]
-        raise errors.InvalidArgument(f"{field}: a message has at most {MAX_LEVELS} levels", field=field)
+        outermost = path.partition(".")[0]
+        raise errors.InvalidArgument(f"{outermost}: a message has at most {MAX_LEVELS} levels", field=outermost)
     for field, value in message.ListFields():
         where = path + field.name
         for part in _parts(value):

@@ -43,7 +43,13 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
             mount(
                 registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
                 RenderedServicer(
-                    store, lineage, SearchStore(database, access), CountStore(access), visits, max_page=own.max_page
+                    store,
+                    lineage,
+                    SearchStore(database, access),
+                    CountStore(access),
+                    visits,
+                    max_page=own.max_page,
+                    max_message_bytes=settings.max_message_bytes,
                 ),
                 Policy(policy.authenticator),
             ),

@@ -40,7 +40,7 @@ _FEATURE_VIEWS = [kind for kind in kinds.VIEWS if kind is not kinds.LABEL_VIEW]
 
 
 class RenderedServicer(RegistryServiceServicer):
-    """Our own view of the registry. A page holds at most `max_page` objects."""
+    """Our own view of the registry. A page holds at most `max_page` objects, whole projects a message's bytes."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class RenderedServicer(RegistryServiceServicer):
         visits: VisitStore,
         *,
         max_page: int,
+        max_message_bytes: int,
     ) -> None:
         self._store = store
         self._visits = visits
@@ -58,6 +59,7 @@ class RenderedServicer(RegistryServiceServicer):
         self._counts = counts
         self._lineage = lineage
         self._max_page = max_page
+        self._max_message_bytes = max_message_bytes
 
     async def ListObjects(self, request: rpc.ListObjectsRequest, context: Any) -> rpc.ListObjectsResponse:
         checks.page(request.page, request.limit, self._max_page)
@@ -195,12 +197,14 @@ class RenderedServicer(RegistryServiceServicer):
         return rpc.ListProjectContentsResponse(projects=contents, total=projects.total)
 
     async def _contents(self, projects: Sequence[str], page: int = 0, limit: int = 0) -> Sequence[rpc.ProjectContents]:
-        """What some projects hold. A page only of a single one."""
+        """What some projects hold. A page only of a single one. ResourceExhausted if it is more than a message."""
         shown = {project: rpc.ProjectContents(project=project) for project in projects}
         if not shown:
             return ()
+        size = 0
         for field, kind in _CONTENTS.items():
             listed = await self._store.page(Listing(kind, projects=projects, page=page, limit=limit), rendered=True)
+            size = self._grown(size, (found.content for found in listed.objects))
             for found in listed.objects:
                 getattr(shown[found.project], field).objects.append(found.content)
             for contents in shown.values():
@@ -209,11 +213,19 @@ class RenderedServicer(RegistryServiceServicer):
         for field in ("relationships", "indirect_relationships"):
             indirect = field == "indirect_relationships"
             edges = await self._lineage.rendered(projects, indirect=indirect, page=page, limit=limit)
+            size = self._grown(size, (content for content, _ in edges.values()))
             for project, contents in shown.items():
                 content, total = edges.get(project, (b"[]", 0))
                 setattr(contents, field, content)
                 setattr(contents, f"{field}_total", total)
         return list(shown.values())
+
+    def _grown(self, size: int, contents: Iterable[bytes]) -> int:
+        """The size of an answer to which contents are added."""
+        size += sum(map(len, contents))
+        if size > self._max_message_bytes:
+            raise checks.too_large(self._max_message_bytes)
+        return size
 
     async def RecordVisit(self, request: rpc.RecordVisitRequest, context: Any) -> rpc.RecordVisitResponse:
         checks.visit(request)

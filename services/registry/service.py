@@ -339,11 +339,7 @@ class RegistryServicer(RegistryServerServicer):
             async for found in everything:
                 size += len(found.content)
                 if size > self._max_message_bytes:
-                    raise errors.ResourceExhausted(
-                        f"The registry is larger than a message of {self._max_message_bytes} bytes: list it by pages",
-                        reason="ANSWER_TOO_LARGE",
-                        limit_bytes=self._max_message_bytes,
-                    )
+                    raise checks.too_large(self._max_message_bytes)
                 getattr(registry, _REGISTRY_FIELDS[found.kind]).add().MergeFromString(found.content)
         for project in await self._store.projects([each.spec.name for each in registry.projects]):
             registry.project_metadata.add(project=project.name, project_uuid=project.uuid)

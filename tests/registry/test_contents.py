@@ -22,6 +22,7 @@ from protos.gen.feast.registry import RegistryServer_pb2 as rpc
 from protos.gen.feast.registry.RegistryServer_pb2_grpc import RegistryServerStub
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as own
+from protos.gen.triglot.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from services.registry import kinds, lineage, listing, rendered
 from services.registry.listing import Listing
 from services.registry.process import open_service
@@ -134,6 +135,26 @@ async def test_all_projects_but_protected_ones(registry: Registry) -> None:
     assert ([each.project for each in second.projects], second.total) == (["rides"], 2)
     beyond = await registry(registry.rendered.ListProjectContents, own.ListProjectContentsRequest(page=3, limit=1))
     assert ([*beyond.projects], beyond.total) == ([], 2)
+
+
+@pytest.mark.usefixtures("rides")
+async def test_projects_beyond_a_message_are_refused_and_pages_of_them_are_not(
+    registry: Registry, settings: Settings
+) -> None:
+    for number in range(4):
+        await apply_entity(registry, "wide", f"e{number}", description="d" * 2000)
+    tight = settings.model_copy(update={"max_message_bytes": 8192})
+    async with open_service(tight, RegistrySettings()) as services:
+        registry.rendered = RegistryServiceStub(InProcessChannel(services))
+        for method, request in (
+            (registry.rendered.ListProjectContents, own.ListProjectContentsRequest()),
+            (registry.rendered.GetProjectContents, own.GetProjectContentsRequest(project="wide")),
+        ):
+            with pytest.raises(errors.ResourceExhausted) as raised:
+                await registry(method, request)
+            assert raised.value.reason == "ANSWER_TOO_LARGE"
+        assert len((await contents(registry, project="wide", page=1, limit=2)).entities.objects) == 2
+        await registry(registry.rendered.ListProjectContents, own.ListProjectContentsRequest(page=1, limit=1))
 
 
 # ---- the registry as one message ----
