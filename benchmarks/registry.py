@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,10 +69,11 @@ def read(path: str, check: Callable[[dict[str, Any], int], bool], **parameters: 
 
 def apply_view(*, changed: bool) -> Turn:
     """ApplyFeatureView of a view that is new, or of the first few again, with other types of its features each time."""
-    numbers = itertools.count()
+    # Each contestant counts for itself: otherwise how many there are would decide which types follow each other.
+    numbers: defaultdict[Contestant, Iterator[int]] = defaultdict(itertools.count)
 
     def prepare(contestant: Contestant) -> Callable[[], object]:
-        number = next(numbers)
+        number = next(numbers[contestant])
         view = catalogue.feature_view(number % 5 if changed else number, "made", _SCRATCH)
         if changed:
             types = (ValueType.FLOAT, ValueType.INT64, ValueType.DOUBLE)
