@@ -29,8 +29,8 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
     async with AsyncExitStack() as closing:
         database = await open_database(settings)
         closing.push_async_callback(database.close)
-        visits = await closing.enter_async_context(open_visits(database, own.recent_visits))
         access = Access(database, strict=own.strict_permissions)
+        visits = await closing.enter_async_context(open_visits(database, access, own.recent_visits))
         store, lineage = RegistryStore(database, access), LineageStore(access)
         # Any authenticated caller may call everything: what it then may do is Access's business.
         policy = Policy(open_authenticator(settings, database), details=sdk_errors.details)

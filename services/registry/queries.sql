@@ -457,7 +457,7 @@ DELETE FROM registry.visit WHERE id IN (
 );
 
 -- name: visits
--- visit_newest. Those of a principal: a few in each project.
+-- visit_newest, then project_pkey. Those of a principal: a few in each project, if the caller may read the project.
 SELECT v.principal, v.project, v.object, v.object_name, v.path, v.method, v.visited
-FROM registry.visit v
+FROM registry.visit v JOIN registry.project p ON p.name = v.project
 WHERE v.principal = $1 AND ($2::text = '' OR v.project = $2) AND ($3::text = '' OR v.object = $3)

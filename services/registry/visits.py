@@ -12,11 +12,14 @@ from datetime import datetime
 from chassis import errors
 from chassis.postgres import Database
 from chassis.telemetry import log
+from services.registry.access import Access
 from services.registry.queries import QUERIES
 
 FLUSH_SECONDS = 1.0
 # Beyond these the oldest ones that are not yet written are forgotten.
 MAX_WAITING = 10_000
+# An index entry holds the principal and a project. Tokens bring names of any length.
+MAX_PRINCIPAL_BYTES = 1000
 SORTS = {
     "timestamp": "v.visited",
     "path": "v.path",
@@ -43,15 +46,22 @@ class Visit:
 class VisitStore:
     """The last `kept` visits of each principal to each project. Those that wait no other process knows."""
 
-    def __init__(self, database: Database, kept: int) -> None:
+    def __init__(self, database: Database, access: Access, kept: int) -> None:
         self._database = database
+        self._access = access
         self._kept = kept
         self._waiting: deque[Visit] = deque(maxlen=MAX_WAITING)
         self._noted = asyncio.Event()
         self._turn = asyncio.Lock()
 
     def note(self, visit: Visit) -> None:
-        """Take a visit; it is written within a second or so, if its project exists then."""
+        """Take a visit; it is written within a second or so, if its project exists then.
+
+        Of a principal whose name cannot be stored nothing is remembered: it would take all others that wait along.
+        """
+        name = visit.principal.encode(errors="replace")
+        if len(name) > MAX_PRINCIPAL_BYTES or b"\0" in name or name.decode() != visit.principal:
+            return
         self._waiting.append(visit)
         self._noted.set()
 
@@ -66,14 +76,17 @@ class VisitStore:
         sort_by: str = "timestamp",
         descending: bool = False,
     ) -> tuple[Sequence[Visit], int]:
-        """One page of a principal's visits, those that wait included, and how many there are. Page 0: all of them."""
+        """One page of a principal's visits, those that wait included, and how many there are. Page 0: all of them.
+
+        Visits to a project that whoever calls may not read are not among them, just as those to one that is not there.
+        """
         await self.flush()
         direction = " DESC" if descending else ""
         order = f"{SORTS[sort_by]}{direction}, v.visited{direction}, v.id{direction}"
         statement = f"{QUERIES.visits} ORDER BY {order} LIMIT $4 OFFSET $5"
         arguments = (principal, project, kind)
-        total: int = await self._database.fetchval(f"SELECT count(*) FROM ({QUERIES.visits}) v", *arguments)  # noqa: S608
-        rows = await self._database.fetch(statement, *arguments, limit or None, max(page - 1, 0) * limit)
+        total: int = await self._access.fetchval(f"SELECT count(*) FROM ({QUERIES.visits}) v", *arguments)  # noqa: S608
+        rows = await self._access.fetch(statement, *arguments, limit or None, max(page - 1, 0) * limit)
         return [Visit(*(row[name] for name in Visit.__dataclass_fields__)) for row in rows], total
 
     async def flush(self) -> None:
@@ -107,9 +120,9 @@ class VisitStore:
 
 
 @asynccontextmanager
-async def open_visits(database: Database, kept: int) -> AsyncIterator[VisitStore]:
+async def open_visits(database: Database, access: Access, kept: int) -> AsyncIterator[VisitStore]:
     """A store that writes in the background while the block runs, and what is left when it ends."""
-    store = VisitStore(database, kept)
+    store = VisitStore(database, access, kept)
     writer = asyncio.create_task(store.keep_flushing())
     try:
         yield store

@@ -17,6 +17,7 @@ from protos.gen.feast.registry import RegistryServer_pb2 as feast
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 from protos.gen.triglot.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from services.registry import visits
+from services.registry.access import Access
 from services.registry.process import open_service
 from services.registry.queries import QUERIES
 from services.registry.settings import RegistrySettings
@@ -133,11 +134,10 @@ async def test_what_waits_is_written_in_the_background(
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.usefixtures("small")
 async def test_what_cannot_be_written_waits_on(settings: Settings, database: Database) -> None:
     """A table that somebody has locked stands for a PostgreSQL that does not answer."""
     hasty = await open_database(settings.model_copy(update={"postgres_timeout_seconds": 0.5}))
-    store = visits.VisitStore(hasty, 3)
+    store = visits.VisitStore(hasty, Access(hasty, strict=False), 3)
     now = await database.fetchval("SELECT now()")
     store.note(visits.Visit("ann", "a", "entities", "driver", "/entities/driver", "GET", now))
     async with database.transaction() as connection:
@@ -147,6 +147,33 @@ async def test_what_cannot_be_written_waits_on(settings: Settings, database: Dat
     await store.flush()
     assert await database.fetchval("SELECT object_name FROM registry.visit") == "driver"
     await hasty.close()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["x" * 3000, "a\0b", "\ud800"])
+async def test_a_principal_that_cannot_be_stored_takes_no_visits_of_others_along(name: str, database: Database) -> None:
+    store = visits.VisitStore(database, Access(database, strict=False), 3)
+    now = await database.fetchval("SELECT now()")
+    for principal in (name, "ann"):
+        store.note(visits.Visit(principal, "a", "entities", "driver", "/entities/driver", "GET", now))
+    await store.flush()
+    assert await database.fetchval("SELECT string_agg(principal, ',') FROM registry.visit") == "ann"
+
+
+@pytest.mark.usefixtures("small")
+async def test_under_strict_nobody_learns_by_a_visit_that_a_project_is_there(
+    settings: Settings, database: Database, make_key: Callable[[Principal], Awaitable[str]]
+) -> None:
+    key = await make_key(Principal("ann"))
+    async with open_service(settings, RegistrySettings(strict_permissions=True)) as services:
+        ann = Registry(None, RegistryServiceStub(InProcessChannel(services)), calls.bearer(key))
+        for project in ("a", "nowhere"):
+            await visit(ann, "driver", project)
+            listed = await ann(ann.rendered.ListVisits, rpc.ListVisitsRequest(project=project))
+            assert listed == rpc.ListVisitsResponse()
+        assert await names(ann) == []
+    # It was remembered, for the day on which ann may read the project.
+    assert await database.fetchval("SELECT string_agg(project, ',') FROM registry.visit") == "a"
 
 
 @pytest.mark.parametrize(
