@@ -138,9 +138,17 @@ async def open_database(settings: Settings, constraints: Constraints | None = No
         "command_timeout": settings.postgres_timeout_seconds,
         "timeout": settings.postgres_timeout_seconds,
         "server_settings": {"application_name": "triglot"},
+        "reset": _nothing_to_reset,
     }
     pool = await connected(lambda url: asyncpg.create_pool(url, **arguments), settings.postgres_url.get_secret_value())
     return Database(pool, settings.postgres_timeout_seconds, constraints or {})
+
+
+async def _nothing_to_reset(connection: object) -> None:
+    """No block leaves anything in its session, so none pays a round trip for having it looked for.
+
+    A transaction that is still open is rolled back all the same; what LISTENs has a connection of its own.
+    """
 
 
 async def connected(connect: Callable[[str], Awaitable[T]], url: str) -> T:

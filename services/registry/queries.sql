@@ -346,8 +346,20 @@ ORDER BY greatest(similarity(o.sort_name, $4), word_similarity($4, registry.tag_
 LIMIT 100;
 
 -- name: search_matching
--- object_search, then edge_source and object_pkey. $4 is a pattern, $5 the ids of objects that resemble the query.
-WITH hit AS (
+-- object_search, then edge_source and object_pkey. $4 is a pattern, $5 the ids of objects that resemble the query. The
+-- JSON of a service is read once, however many of its views' features match.
+WITH used AS MATERIALIZED (
+    SELECT f.parent, f.name, e.object_id
+    FROM registry.object f
+    JOIN registry.edge e ON e.source_type IN ('featureView', 'labelView') AND e.source_name = f.parent
+        AND e.project = f.project AND e.target_type = 'featureService'
+    WHERE f.search_text LIKE $4 AND f.sort_name LIKE $4 AND f.project = ANY($1) AND f.parent_id IS NOT NULL
+),
+service AS MATERIALIZED (
+    SELECT s.id, convert_from(s.rendered, 'UTF8')::jsonb #> '{spec,features}' AS selected
+    FROM registry.object s WHERE s.id IN (SELECT u.object_id FROM used u)
+),
+hit AS (
     SELECT o.id, CASE
         WHEN o.sort_name LIKE $4::text THEN 100
         WHEN lower(o.description) LIKE $4 THEN 80
@@ -360,14 +372,11 @@ WITH hit AS (
     WHERE f.search_text LIKE $4 AND f.sort_name LIKE $4 AND f.project = ANY($1) AND f.parent_id IS NOT NULL
     UNION ALL
     SELECT s.id, 50
-    FROM registry.object f
-    JOIN registry.edge e ON e.source_type IN ('featureView', 'labelView') AND e.source_name = f.parent
-        AND e.project = f.project AND e.target_type = 'featureService'
-    JOIN registry.object s ON s.id = e.object_id
-    WHERE f.search_text LIKE $4 AND f.sort_name LIKE $4 AND f.project = ANY($1) AND f.parent_id IS NOT NULL
-        AND convert_from(s.rendered, 'UTF8')::jsonb #> '{spec,features}' @> jsonb_build_array(jsonb_build_object(
-            'featureViewName', f.parent, 'featureColumns', jsonb_build_array(jsonb_build_object('name', f.name))
-        ))
+    FROM used u
+    JOIN service s ON s.id = u.object_id
+    WHERE s.selected @> jsonb_build_array(jsonb_build_object(
+        'featureViewName', u.parent, 'featureColumns', jsonb_build_array(jsonb_build_object('name', u.name))
+    ))
     UNION ALL
     SELECT unnest($5::bigint[]), 40
 ),
