@@ -209,15 +209,22 @@ async def test_a_load_that_began_earlier_does_not_replace_newer_rows(
 
 
 async def test_readers_see_the_old_rows_until_all_are_there(serving: Client, group: Any) -> None:
-    await serving.write(group, [{"id": number, "x": "old"} for number in range(50)])
-    seen = {tuple(await read(serving, list(range(50))))}
-    loading = asyncio.create_task(
-        serving.write(group, (arrow_stream(table_of(group, [{"id": number, "x": "new"}])) for number in range(50)))
-    )
-    while not loading.done():
-        seen.add(tuple(await read(serving, list(range(50)))))
-    seen.add(tuple(await read(serving, list(range(50)))))
-    assert seen == {("old",) * 50, ("new",) * 50}
+    ids = list(range(50))
+    await serving.write(group, [{"id": number, "x": "old"} for number in ids])
+    header = pb.WriteRowsHeader(feature_store="demo", feature_group="g", version=1, mode=OVERWRITE)
+    shown = []
+
+    async def messages() -> AsyncIterator[pb.WriteRowsRequest]:
+        yield pb.WriteRowsRequest(header=header)
+        for number in ids:
+            yield pb.WriteRowsRequest(arrow_stream=arrow_stream(table_of(group, [{"id": number, "x": "new"}])))
+            # Asked for more, the load has taken what came before.
+            shown.append(await read(serving, ids))
+        yield pb.WriteRowsRequest(end=pb.WriteRowsEnd())
+
+    await serving.call("WriteRows", messages())
+    assert shown == [["old"] * 50] * 50
+    assert await read(serving, ids) == ["new"] * 50
 
 
 async def test_a_merge_that_is_overtaken_by_an_overwrite_is_aborted(
