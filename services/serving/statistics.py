@@ -40,17 +40,25 @@ class Census:
         self._sample = Sample({}, {}, whole=True)
         self._counted_at = datetime.now(UTC)
         self._counted = float("-inf")
+        # Row sets in which nothing was found: looking again would find as little.
+        self._empty: set[int] = set()
 
     async def count(self, group: Group) -> Count:
         """Raises Unavailable if Redis does not answer."""
         async with self._counting:
             row_set = group.row_set or 0
             age = time.monotonic() - self._counted
+            old = age >= self._every_seconds
             # Rows that an overwrite has shown since then are not in it at all.
-            if age >= self._every_seconds or (row_set not in self._sample.rows and age >= _NEW_ROWS_SECONDS):
+            unknown = row_set not in self._sample.rows and row_set not in self._empty
+            if old or (unknown and age >= _NEW_ROWS_SECONDS):
+                if old:
+                    self._empty.clear()
                 counted_at, counted = datetime.now(UTC), time.monotonic()
                 self._sample = await self._rows.sample(_MAX_SCANS)
                 self._counted_at, self._counted = counted_at, counted
+                if row_set not in self._sample.rows:
+                    self._empty.add(row_set)
             average = await self._rows.average_bytes(self._sample.examples.get(row_set, ()))
             found = self._sample.rows.get(row_set, 0)
             return Count(found, round(found * average), not self._sample.whole, self._counted_at)

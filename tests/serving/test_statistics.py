@@ -15,6 +15,7 @@ from chassis.redis import open_redis
 from chassis.settings import Settings
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.value_pb2 import Value
+from services.serving import statistics as census
 from services.serving.rows import Rows
 from tests.serving.conftest import MERGE, Client
 
@@ -66,6 +67,24 @@ async def test_what_was_counted_is_kept_for_a_while(open_stack: Callable[..., An
         await stack.client.write(group, [{"id": 2}], MERGE)
         again = await statistics(stack.client)
         assert (again.rows, again.count_time) == (first.rows, first.count_time)
+
+
+async def test_groups_without_rows_are_looked_for_once(
+    open_stack: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(census, "_NEW_ROWS_SECONDS", 0.0)
+    async with open_stack(count_seconds=3600) as stack:
+        emptied = await stack.client.group("g", {"id": "bigint"}, ["id"])
+        await stack.client.write(emptied, [])
+        await stack.client.group("never", {"id": "bigint"}, ["id"])
+        for name in ("g", "never"):
+            await statistics(stack.client, name)
+        last = await statistics(stack.client)
+        assert (last.rows, last.count_time) == (0, (await statistics(stack.client, "never")).count_time)
+        assert last == await statistics(stack.client)
+        await stack.client.write(emptied, [{"id": 1}])
+        assert (await statistics(stack.client)).rows == 1
+        assert (await statistics(stack.client, "never")).count_time == (await statistics(stack.client)).count_time
 
 
 async def test_of_many_rows_a_part_is_counted(settings: Settings) -> None:
