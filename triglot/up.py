@@ -104,6 +104,7 @@ class _Deployment:
         self._offline_root.mkdir(exist_ok=True)
         self._worker: Child | None = None
         self._serving_port = 0
+        self._key_is_new = False
         self._settings = Settings(
             postgres_url=SecretStr(servers.postgres_url),
             redis_url=SecretStr(servers.redis_url),
@@ -151,8 +152,14 @@ class _Deployment:
             path = self._options.data_dir / ENDPOINTS
             keyrings.write_private(path, orjson.dumps(endpoints, option=orjson.OPT_INDENT_2))
             closing.callback(path.unlink, missing_ok=True)
-            await tour.show(endpoints, self._console, seconds=time.monotonic() - self._started)
+            await self._show(endpoints, path)
             await server.stay("everything", rest=endpoints["rest"])
+
+    async def _show(self, endpoints: dict[str, object], path: Path) -> None:
+        """The key is shown when it is new, and otherwise to a person only: what is no terminal may be a log."""
+        shown = self._key_is_new or self._console.file.isatty()
+        seconds = time.monotonic() - self._started
+        await tour.show(endpoints, self._console, seconds=seconds, key_place="" if shown else str(path))
 
     async def _prepare(self) -> None:
         """Migrations, and the keys that this database should know."""
@@ -162,7 +169,9 @@ class _Deployment:
             self._console.print(f"  applied {len(applied)} migrations", style="dim")
         database = await open_database(self._settings)
         try:
-            self._keyring = await keyrings.complete(self._keyring, database)
+            kept = self._keyring
+            self._keyring = await keyrings.complete(kept, database)
+            self._key_is_new = self._keyring.api_key != kept.api_key
         finally:
             await database.close()
         keyrings.write(self._options.data_dir, self._keyring)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,24 @@ FREE_PORTS = ("--http-port=0", "--registry-port=0", "--serving-port=0", "--manag
 class Up:
     """A running (or failed) `triglot up`."""
 
-    def __init__(self, data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, *arguments: str, env: dict[str, str] | None = None, terminal: bool = False
+    ) -> None:
         self.data_dir = data_dir
+        # Ours, and the end of the process that prints.
+        self._terminal, printed = os.openpty() if terminal else (-1, subprocess.PIPE)
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "triglot.cli", "up", f"--data-dir={data_dir}", *arguments],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=printed,
             stderr=subprocess.STDOUT,
             env={name: value for name, value in os.environ.items() if not name.startswith("TRIGLOT_")} | (env or {}),
             start_new_session=True,
         )
         self.output = ""
+        if terminal:
+            os.close(printed)
 
     def ready(self, seconds: float = 150) -> dict[str, Any]:
         """What endpoints.json holds, once it is there. An AssertionError with the output if that takes too long."""
@@ -54,7 +61,7 @@ class Up:
             self.popen.send_signal(number)
         try:
             output, _ = self.popen.communicate(timeout=PATIENCE_SECONDS)
-            self.output += output.decode()
+            self.output += output.decode() if output is not None else _read(self._terminal)
         except subprocess.TimeoutExpired:
             self.popen.kill()
             output, _ = self.popen.communicate()
@@ -78,6 +85,16 @@ class Up:
             found |= more
 
 
+def _read(terminal: int) -> str:
+    """What was printed on a terminal that nobody holds any more; closes it."""
+    output = b""
+    with suppress(OSError):  # so its end is told
+        while True:
+            output += os.read(terminal, 65_536)
+    os.close(terminal)
+    return output.decode()
+
+
 def alive(pids: set[int]) -> set[int]:
     """Those that run and are no zombies."""
     running = set()
@@ -97,10 +114,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
     data_dir = tmp_path / "data"
 
-    def make(*arguments: str, sample: bool = False, ports: bool = True, env: dict[str, str] | None = None) -> Up:
+    def make(
+        *arguments: str,
+        sample: bool = False,
+        ports: bool = True,
+        env: dict[str, str] | None = None,
+        terminal: bool = False,
+    ) -> Up:
         # The last one counts where an option is given twice.
         chosen = [*(FREE_PORTS if ports else ()), *arguments, *(() if sample else ("--no-sample",))]
-        started.append(Up(data_dir, *chosen, env=env))
+        started.append(Up(data_dir, *chosen, env=env, terminal=terminal))
         return started[-1]
 
     yield make

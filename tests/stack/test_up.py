@@ -117,6 +117,21 @@ def test_killed_hard_it_leaves_no_process_and_starts_again_with_its_keys(start: 
     assert (again["api_key"], again["access_key_id"]) == (first["api_key"], first["access_key_id"])
 
 
+def test_the_key_is_printed_when_it_is_made_and_later_only_on_a_terminal(start: Start) -> None:
+    """Elsewhere what is printed may be kept, and read by others."""
+    up = start()
+    key = up.ready()["api_key"]
+    assert key in up.stop()[1]
+    again = start()
+    assert again.ready()["api_key"] == key
+    output = again.stop()[1]
+    assert key.partition(".")[2] not in output
+    assert f"`api_key` in {again.data_dir / 'endpoints.json'}" in output
+    on_a_terminal = start(terminal=True)
+    on_a_terminal.ready()
+    assert key in on_a_terminal.stop()[1]
+
+
 def test_a_port_in_use_is_one_clear_line(start: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,4 +1,7 @@
-"""What `triglot up` prints when everything answers: endpoints, the key, and a call for each dialect with its answer."""
+"""What `triglot up` prints when everything answers: endpoints, the key, and a call for each dialect with its answer.
+
+What is printed may be kept by whoever runs services and containers, so that the key is not always shown.
+"""
 
 from __future__ import annotations
 
@@ -113,20 +116,25 @@ def _base(endpoints: Mapping[str, Any], port: int) -> str:
     return f"{base.rpartition(':')[0]}:{port}" if port in endpoints["rest_ports"] else base
 
 
-async def show(endpoints: Mapping[str, Any], console: Console, *, seconds: float) -> None:
-    """Print the endpoints and, if the sample is there, the calls with the answers they just got."""
+async def show(endpoints: Mapping[str, Any], console: Console, *, seconds: float, key_place: str) -> None:
+    """Print the endpoints and, if the sample is there, the calls with the answers they just got.
+
+    `key_place`: where the key is to be found, instead of the key itself; empty: the key is shown.
+    """
     console.print(f"\n  [bold]Triglot is up[/bold] after {seconds:.1f} s\n")
-    for label, value in _lines(endpoints):
-        console.print(f"  {label:<22} {value}", soft_wrap=True, highlight=False)
+    for label, value in _lines(endpoints, key_place):
+        console.print(f"  {label:<22} {value}", soft_wrap=True, highlight=False, markup=False)
     if "sample" in endpoints:
         async with open_client(endpoints, timeout_seconds=10) as client:
             for call in sample_calls(endpoints):
-                await _show_call(client, call, console)
+                await _show_call(client, call, console, hidden=endpoints["api_key"] if key_place else "")
     console.print("\n  Ctrl-C stops everything.\n", style="dim")
 
 
-def _lines(endpoints: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _lines(endpoints: Mapping[str, Any], key_place: str) -> list[tuple[str, str]]:
     base = str(endpoints["rest"]).rpartition(":")[0]
+    key = endpoints["api_key"]
+    shown = f"`api_key` in {key_place}; $KEY in the calls" if key and key_place else key
     lines = [
         ("REST, all dialects", "  ".join(f"{base}:{port}" for port in endpoints["rest_ports"])),
         ("gRPC registry", endpoints["registry_grpc"]),
@@ -134,18 +142,20 @@ def _lines(endpoints: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("gRPC management", endpoints["management_grpc"]),
         ("Prometheus metrics", endpoints["metrics"] or "off"),
         ("PAI instance", endpoints["instance_id"]),
-        ("API key", endpoints["api_key"] or "not needed: authentication is off"),
+        ("API key", shown or "not needed: authentication is off"),
     ]
     if endpoints["access_key_id"]:
         lines.append(("Access key id", f"{endpoints['access_key_id']}  (its secret is in endpoints.json)"))
     return lines
 
 
-async def _show_call(client: httpx2.AsyncClient, call: Call, console: Console) -> None:
+async def _show_call(client: httpx2.AsyncClient, call: Call, console: Console, *, hidden: str) -> None:
     response = await call.send(client)
     answer = response.text
     if len(answer) > _SHOWN_CHARACTERS:
         answer = f"{answer[:_SHOWN_CHARACTERS]} ... ({len(answer)} characters)"
     console.print(f"\n  [bold]{call.dialect}[/bold]\n")
-    console.print(f"  {call.curl()}\n", soft_wrap=True, highlight=False, markup=False)
+    # In the middle of a text in single quotes, which the shell leaves as it is.
+    curl = call.curl().replace(hidden, "'\"$KEY\"'") if hidden else call.curl()
+    console.print(f"  {curl}\n", soft_wrap=True, highlight=False, markup=False)
     console.print(f"  {response.status_code} {answer}", style="green", soft_wrap=True, highlight=False, markup=False)
