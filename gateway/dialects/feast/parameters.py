@@ -48,6 +48,12 @@ def bad_request(text: str, name: str) -> errors.InvalidArgument:
     return errors.InvalidArgument(text, field=name, error_type="HTTPException")
 
 
+def _refused(name: str, given: str, what: str, *, plain: bool) -> errors.InvalidArgument:
+    if plain:
+        return bad_request(f"Invalid {name} parameter: '{given}'. {what[:1].upper()}{what[1:]}", name)
+    return invalid(name, what)
+
+
 def text(name: str, about: str) -> Parameter[str]:
     """Any text; the last one counts; empty if it is not there."""
     return Parameter(name, about, TEXT, lambda values: values[-1] if values else "")
@@ -64,16 +70,18 @@ def required(name: str, about: str) -> Parameter[str]:
     return Parameter(name, about, {**TEXT, "minLength": 1}, read, required=True)
 
 
-def number(name: str, about: str, most: int = MAX_NUMBER, default: int = 0) -> Parameter[int]:
-    """A whole number from 1 to `most`."""
+def number(name: str, about: str, most: int = MAX_NUMBER, default: int = 0, *, plain: bool = False) -> Parameter[int]:
+    """A whole number from 1 to `most`. `plain`: anything else is 400, not 422."""
 
     def read(values: Sequence[str]) -> int:
         if not values:
             return default
         given = values[-1]
         value = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else 0
-        if not 1 <= value <= most:
-            raise invalid(name, f"must be a whole number from 1 to {most}")
+        if value < 1:
+            raise _refused(name, given, "must be a whole number from 1", plain=plain)
+        if value > most:
+            raise _refused(name, given, f"must be less than or equal to {most}", plain=plain)
         return value
 
     shown: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": most}
@@ -93,12 +101,12 @@ def flag(name: str, about: str, *, default: bool = False) -> Parameter[bool]:
     return Parameter(name, about, {**FLAG, "default": default}, read)
 
 
-def choice(name: str, about: str, options: Sequence[str], default: str) -> Parameter[str]:
-    """One of a few words."""
+def choice(name: str, about: str, options: Sequence[str], default: str, *, plain: bool = False) -> Parameter[str]:
+    """One of a few words. `plain`: anything else is 400, not 422."""
 
     def read(values: Sequence[str]) -> str:
         if values and values[-1] not in options:
-            raise invalid(name, f"must be {' or '.join(options)}")
+            raise _refused(name, values[-1], f"valid options are: {list(options)}", plain=plain)
         return values[-1] if values else default
 
     return Parameter(name, about, {**one_of(options), "default": default}, read)

@@ -7,7 +7,7 @@ from typing import Any
 
 from chassis import errors
 from gateway.dialects.feast import parameters, schemas
-from gateway.dialects.feast.parameters import Parameter, bad_request
+from gateway.dialects.feast.parameters import Parameter
 from gateway.dialects.feast.routes import Asked, Route
 from gateway.dialects.feast.schemas import NUMBER, TEXT, TEXTS, Component, many, one_of, record
 from gateway.exchange import Answer, json_answer
@@ -39,31 +39,6 @@ def _query(values: Sequence[str]) -> str:
     return values[-1]
 
 
-def _choice(name: str, about: str, options: Sequence[str], default: str) -> Parameter[str]:
-    def read(values: Sequence[str]) -> str:
-        if values and values[-1] not in options:
-            text = f"Invalid {name} parameter: '{values[-1]}'. Valid options are: {options}"
-            raise bad_request(text, name)
-        return values[-1] if values else default
-
-    return Parameter(name, about, {**one_of(options), "default": default}, read)
-
-
-def _number(name: str, about: str, default: int, most: int) -> Parameter[int]:
-    def read(values: Sequence[str]) -> int:
-        if not values:
-            return default
-        given = values[-1]
-        value = int(given) if given.isascii() and given.isdigit() and len(given) <= 10 else 0
-        if value < 1:
-            raise bad_request(f"Invalid {name} parameter: '{given}'. Must be a whole number from 1", name)
-        if value > most:
-            raise bad_request(f"Invalid {name} parameter: '{given}'. Must be less than or equal to {most}", name)
-        return value
-
-    return Parameter(name, about, {"type": "integer", "minimum": 1, "maximum": most, "default": default}, read)
-
-
 _QUERY = Parameter("query", "What to look for; empty finds everything.", TEXT, _query, required=True)
 _PROJECTS = Parameter(
     "projects",
@@ -71,10 +46,10 @@ _PROJECTS = Parameter(
     many(TEXT),
     lambda values: [project for project in values if project.strip()],
 )
-_PAGE = _number("page", "Number of the page, from 1.", 1, 9_999_999)
-_LIMIT = _number("limit", "Objects on a page.", parameters.DEFAULT_LIMIT, parameters.MAX_LIMIT)
-_SORT_BY = _choice("sort_by", "What to sort by.", _SORTS, "match_score")
-_SORT_ORDER = _choice("sort_order", "Smallest or largest first.", _ORDERS, "desc")
+_PAGE = parameters.number("page", "Number of the page, from 1.", 9_999_999, 1, plain=True)
+_LIMIT = parameters.number("limit", "Objects on a page.", parameters.MAX_LIMIT, parameters.DEFAULT_LIMIT, plain=True)
+_SORT_BY = parameters.choice("sort_by", "What to sort by.", _SORTS, "match_score", plain=True)
+_SORT_ORDER = parameters.choice("sort_order", "Smallest or largest first.", _ORDERS, "desc", plain=True)
 _RESULT = Component(
     "SearchResult",
     lambda: record(
