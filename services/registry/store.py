@@ -338,17 +338,12 @@ async def _resolve(access: Access, service: Any, project: str) -> None:
         view: Any = kind.message.FromString(proto)
         if not projection.feature_columns:
             projection.feature_columns.extend(view.spec.features)
+        features = {feature.name: feature for feature in view.spec.features}
         for column in projection.feature_columns:
             if column.value_type == ValueType.INVALID:
-                column.CopyFrom(_feature(view, column.name))
-
-
-def _feature(view: Any, name: str) -> Any:
-    """What a view says of one of its features. InvalidArgument if it has none of that name."""
-    found = next((feature for feature in view.spec.features if feature.name == name), None)
-    if found is None:
-        raise errors.InvalidArgument(f"Feature view {view.spec.name} has no feature {name}", field="features")
-    return found
+                if column.name not in features:
+                    raise errors.InvalidArgument(f"Feature view {name} has no feature {column.name}", field="features")
+                column.CopyFrom(features[column.name])
 
 
 async def _write(connection: Connection, kind: Kind, plan: _Plan, project: str, now: datetime) -> None:
