@@ -85,6 +85,17 @@ class Up:
             found |= more
 
 
+def has_terminals() -> bool:
+    """Whether a terminal can be made here; a bare chroot has none to give."""
+    try:
+        ends = os.openpty()
+    except OSError:
+        return False
+    for end in ends:
+        os.close(end)
+    return True
+
+
 def _read(terminal: int) -> str:
     """What was printed on a terminal that nobody holds any more; closes it."""
     output = b""
