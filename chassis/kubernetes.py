@@ -140,4 +140,4 @@ def _principal_of(status: Any) -> Principal | None:
         return None
     groups = frozenset(str(group) for group in user.get("groups") or ())
     namespace = name.removeprefix(_ACCOUNT).partition(":")[0] if name.startswith(_ACCOUNT) else ""
-    return Principal(name, groups=groups, namespaces=frozenset([namespace] if namespace else []))
+    return Principal(name, groups=groups, namespaces=frozenset([namespace] if namespace else []), issuer="kubernetes")

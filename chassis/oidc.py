@@ -116,6 +116,8 @@ class Oidc:
             administrator=bool(self._settings.administrator_role) and self._settings.administrator_role in roles,
             roles=roles,
             groups=_texts(claims.get("groups")),
+            issuer=self._issuer or self._settings.discovery_url,
+            subject=_subject(claims, name),
         )
 
     async def _key(self, key_id: str) -> jwt.PyJWK:
@@ -182,6 +184,12 @@ async def _json(client: httpx2.AsyncClient, url: str) -> Mapping[str, Any]:
 
 def _signs(key: jwt.PyJWK) -> bool:
     return key.algorithm_name in ALGORITHMS and key.public_key_use != "enc"
+
+
+def _subject(claims: Mapping[str, Any], name: str) -> str:
+    """What the provider never gives to two. A token may do without it; then there is only the name."""
+    subject = claims.get("sub")
+    return subject if isinstance(subject, str) and subject else f"named {name}"
 
 
 def _texts(claim: object) -> frozenset[str]:

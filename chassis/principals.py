@@ -18,6 +18,16 @@ class Principal:
     feature_stores: frozenset[str] = frozenset()
     actions: tuple[str, ...] = ()
     namespaces: frozenset[str] = frozenset()  # of Kubernetes
+    issuer: str = ""  # who vouches for it; empty: Triglot, whose keys' names are unique
+    subject: str = ""  # what the issuer calls it, and nobody else ever; empty: its name
+
+    @property
+    def identity(self) -> str:
+        """Who it is beyond doubt. What is kept for a caller is kept by this: its name may be that of others too.
+
+        Names of Triglot's own hold no line break, so none of them is the identity of a caller of another issuer.
+        """
+        return f"{self.issuer}\n{self.subject or self.name}" if self.issuer else self.name
 
     def may(self, action: str) -> bool:
         """Whether it may perform `action`. A listed action that ends in `*` covers what begins like it."""

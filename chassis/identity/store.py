@@ -63,9 +63,9 @@ class IdentityStore:
         self._box = secret_box
 
     async def create_principal(self, principal: Principal) -> StoredPrincipal:
-        """Raises AlreadyExists if the name is taken, InvalidArgument if it is empty or too long."""
-        if not 1 <= len(principal.name) <= 128:
-            raise errors.InvalidArgument("a principal's name has 1 to 128 characters", field="name")
+        """Raises AlreadyExists if the name is taken, InvalidArgument if it is empty, too long or not of one line."""
+        if not 1 <= len(principal.name) <= 128 or "\n" in principal.name:
+            raise errors.InvalidArgument("a principal's name has 1 to 128 characters in one line", field="name")
         row = await self._database.fetchrow(
             QUERIES.insert_principal,
             principal.name,

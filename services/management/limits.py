@@ -26,7 +26,7 @@ class RateLimit:
     def admit(self, principal: Principal) -> None:
         """Count a call. Raises ResourceExhausted, saying after how many milliseconds to try again."""
         now = self._clock()
-        until = max(self._until.get(principal.name, now), now) + self._seconds_per_call
+        until = max(self._until.get(principal.identity, now), now) + self._seconds_per_call
         early_seconds = until - now - self._allowance_seconds
         if early_seconds > 1e-9:
             raise errors.ResourceExhausted(
@@ -35,4 +35,4 @@ class RateLimit:
             )
         if len(self._until) >= _MAX_REMEMBERED:
             self._until = {name: other for name, other in self._until.items() if other > now}
-        self._until[principal.name] = until
+        self._until[principal.identity] = until

@@ -231,7 +231,7 @@ class RenderedServicer(RegistryServiceServicer):
         checks.visit(request)
         self._visits.note(
             Visit(
-                principal=calls.principal().name,
+                principal=calls.principal().identity,
                 project=request.project,
                 object=request.object,
                 object_name=request.object_name,
@@ -245,8 +245,9 @@ class RenderedServicer(RegistryServiceServicer):
     async def ListVisits(self, request: rpc.ListVisitsRequest, context: Any) -> rpc.ListVisitsResponse:
         checks.visit_sort(request.sort_by)
         checks.page(request.page, request.limit, self._max_page)
+        caller = calls.principal()
         found, total = await self._visits.visits(
-            calls.principal().name,
+            caller.identity,
             request.project,
             request.object,
             page=request.page,
@@ -254,7 +255,7 @@ class RenderedServicer(RegistryServiceServicer):
             sort_by=request.sort_by or "timestamp",
             descending=request.descending,
         )
-        return rpc.ListVisitsResponse(visits=map(_visit, found), total=total)
+        return rpc.ListVisitsResponse(visits=[_visit(each, caller.name) for each in found], total=total)
 
     async def ListFeatureViewVersions(
         self, request: rpc.ListFeatureViewVersionsRequest, context: Any
@@ -319,11 +320,11 @@ def _version(found: Version) -> rpc.FeatureViewVersion:
     return shown
 
 
-def _visit(visit: Visit) -> rpc.Visit:
+def _visit(visit: Visit, user: str) -> rpc.Visit:
     shown = rpc.Visit(
         path=visit.path,
         project=visit.project,
-        user=visit.principal,
+        user=user,
         object=visit.object,
         object_name=visit.object_name,
         method=visit.method,

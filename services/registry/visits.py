@@ -34,7 +34,7 @@ SORTS = {
 class Visit:
     """That a principal looked at an object."""
 
-    principal: str
+    principal: str  # identity of one
     project: str
     object: str
     object_name: str
@@ -57,10 +57,10 @@ class VisitStore:
     def note(self, visit: Visit) -> None:
         """Take a visit; it is written within a second or so, if its project exists then.
 
-        Of a principal whose name cannot be stored nothing is remembered: it would take all others that wait along.
+        Of a principal whose identity cannot be stored nothing is remembered: it would take all others that wait along.
         """
-        name = visit.principal.encode(errors="replace")
-        if len(name) > MAX_PRINCIPAL_BYTES or b"\0" in name or name.decode() != visit.principal:
+        identity = visit.principal.encode(errors="replace")
+        if len(identity) > MAX_PRINCIPAL_BYTES or b"\0" in identity or identity.decode() != visit.principal:
             return
         self._waiting.append(visit)
         self._noted.set()
@@ -78,7 +78,7 @@ class VisitStore:
     ) -> tuple[Sequence[Visit], int]:
         """One page of a principal's visits, those that wait included, and how many there are. Page 0: all of them.
 
-        Visits to a project that whoever calls may not read are not among them, just as those to one that is not there.
+        `principal` is its identity. Visits to a project that whoever calls may not read are not among them, just as those to one that is not there.
         """
         await self.flush()
         direction = " DESC" if descending else ""

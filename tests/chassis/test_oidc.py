@@ -18,6 +18,7 @@ from chassis import errors
 from chassis.auth import Keys
 from chassis.oidc import Oidc, OidcSettings, _as_secure
 from chassis.postgres import Database
+from chassis.principals import Principal
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 
@@ -96,6 +97,19 @@ async def test_who_a_token_stands_for(provider: Provider, key_id: str) -> None:
     )
     assert (service.name, service.administrator) == ("robot", True)
     assert not (await oidc(provider).principal(provider.token(roles=["root", ""]))).administrator
+
+
+async def test_a_name_is_not_who_it_is(provider: Provider) -> None:
+    """A provider lets people choose their names; only issuer and `sub` together are one caller's for ever."""
+    verifier = oidc(provider)
+    person = await verifier.principal(provider.token(sub="7"))
+    renamed = await verifier.principal(provider.token(sub="7", preferred_username="bob"))
+    robot = await verifier.principal(provider.token(sub="8", preferred_username=None, azp="ann"))
+    nameless = await verifier.principal(provider.token())
+    key = Principal("ann")
+    assert person.identity == renamed.identity == f"{provider.url}\n7"
+    assert {each.name for each in (person, robot, nameless, key)} == {"ann"}
+    assert len({each.identity for each in (person, robot, nameless, key)}) == 4
 
 
 async def test_refused_tokens(provider: Provider) -> None:

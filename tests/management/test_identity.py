@@ -47,6 +47,15 @@ async def test_a_key_from_its_making_to_its_end(stub: Any, servers: Servers) -> 
     assert [each.name for each in principals.principals] == ["admin"]
 
 
+@pytest.mark.parametrize("name", ["", "x" * 129, "https://provider\n7"])
+async def test_names_that_no_principal_has(stub: Any, servers: Servers, name: str) -> None:
+    """What stands on two lines is the identity of a caller of another issuer."""
+    request = pb.CreatePrincipalRequest(principal=identity_pb2.Principal(name=name))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.CreatePrincipal(request, metadata=calls.bearer(servers.admin_key))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_an_expired_key(stub: Any, servers: Servers) -> None:
     request = pb.CreateApiKeyRequest(principal="admin")
     request.expire_time.FromDatetime(datetime(2020, 1, 1, tzinfo=UTC))

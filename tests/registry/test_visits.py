@@ -21,9 +21,13 @@ from services.registry.access import Access
 from services.registry.process import open_service
 from services.registry.queries import QUERIES
 from services.registry.settings import RegistrySettings
+from tests.chassis import test_oidc
+from tests.chassis.test_oidc import Provider
 from tests.registry.conftest import Registry
 from tests.registry.test_indexes import explain
 from tests.registry.test_objects import apply_entity
+
+provider = test_oidc.provider
 
 
 @pytest.fixture
@@ -87,6 +91,30 @@ async def test_each_caller_sees_its_own(small: Registry, make_key: Callable[[Pri
     other = Registry(None, small.rendered, calls.bearer(await make_key(Principal("ann"))))
     await visit(other, "hers")
     assert (await names(small), await names(other)) == (["mine"], ["hers"])
+
+
+@pytest.mark.usefixtures("small")
+async def test_callers_of_one_name_do_not_share_their_visits(
+    settings: Settings,
+    provider: Provider,
+    make_key: Callable[[Principal], Awaitable[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a key, of a person at a provider, and of an application that calls itself like her."""
+    monkeypatch.setenv("TRIGLOT_OIDC_DISCOVERY_URL", f"{provider.url}/.well-known/openid-configuration")
+    shown = (
+        await make_key(Principal("ann")),
+        provider.token(sub="7"),
+        provider.token(sub="8", preferred_username=None, azp="ann"),
+    )
+    async with open_service(settings, RegistrySettings()) as services:
+        stub = RegistryServiceStub(InProcessChannel(services))
+        callers = [Registry(None, stub, calls.bearer(each)) for each in shown]
+        for number, caller in enumerate(callers):
+            await visit(caller, f"v{number}")
+        for number, caller in enumerate(callers):
+            listed = await caller(stub.ListVisits, rpc.ListVisitsRequest())
+            assert [(each.user, each.object_name) for each in listed.visits] == [("ann", f"v{number}")]
 
 
 async def test_many_at_once_in_two_processes_lose_none_that_is_kept(

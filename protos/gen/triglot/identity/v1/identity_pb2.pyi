@@ -34,7 +34,7 @@ class Principal(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Unique name, 1 to 128 characters; what logs and audit entries show."""
+    """Unique name, 1 to 128 characters in one line; what logs and audit entries show."""
     administrator: _builtins.bool
     """May do everything, in every feature store, whatever the lists below say."""
     @_builtins.property
