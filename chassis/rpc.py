@@ -39,8 +39,9 @@ class Policy:
     free_rpcs: frozenset[str] = frozenset()
     # RPCs that anybody may use, without a credential.
     open_rpcs: frozenset[str] = frozenset()
-    # Counts a call of a known caller, before anything else is asked of it. Raises ResourceExhausted. None: no limit.
-    admit: Callable[[Principal], None] | None = None
+    # Counts a call of a known caller, by the RPC's name, before anything else is asked of it. Raises ResourceExhausted.
+    # None: no limit.
+    admit: Callable[[Principal, str], None] | None = None
     # The text of gRPC's own `details` field, where a dialect's clients read it. Default: the message.
     details: Callable[[errors.TriglotError], str] = lambda error: error.message
 
@@ -54,7 +55,7 @@ class Endpoint:
         self.details = policy.details
         self._authenticator = policy.authenticator
         self._admit = policy.admit
-        name = path.rsplit("/", 1)[1]
+        name = self._name = path.rsplit("/", 1)[1]
         self._open = name in policy.open_rpcs
         checked = policy.action_prefix is not None and name not in policy.free_rpcs | policy.open_rpcs
         self._action = f"{policy.action_prefix}{name}" if checked else None
@@ -73,7 +74,7 @@ class Endpoint:
             if not self._open:
                 call.principal = await self._authenticator.principal(metadata)
                 if self._admit is not None:
-                    self._admit(call.principal)
+                    self._admit(call.principal, self._name)
                 if self._action is not None:
                     call.principal.require(self._action)
             unreadable = metadata.get(calls.UNREADABLE)

@@ -10,6 +10,7 @@ import grpc
 from chassis.auth import open_authenticator
 from chassis.identity.store import IdentityStore
 from chassis.postgres import open_database
+from chassis.principals import Principal
 from chassis.rpc import Policy, Service, mount
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
@@ -34,7 +35,12 @@ async def open_service(
         box = SecretBox(settings.secret_key)
         authenticator = open_authenticator(settings, database)
         management = ManagementService(database, ConfigKeeper(box), OnlineStore(serving_channel, settings), own)
-        admit = RateLimit(own.calls_per_second).admit if own.calls_per_second else None
+        limit = RateLimit(own.calls_per_second) if own.calls_per_second else None
+
+        def admit(principal: Principal, rpc: str) -> None:
+            if limit is not None:
+                limit.admit(principal)
+
         identity = IdentityService(IdentityStore(database, box))
         yield [
             mount(
