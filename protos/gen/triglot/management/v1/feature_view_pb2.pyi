@@ -153,6 +153,8 @@ class FeatureView(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     GMT_CREATE_TIME_FIELD_NUMBER: _builtins.int
     GMT_MODIFIED_TIME_FIELD_NUMBER: _builtins.int
+    PUBLISH_TABLE_SCRIPT_FIELD_NUMBER: _builtins.int
+    MOCK_TABLE_NAME_FIELD_NUMBER: _builtins.int
     feature_view_id: _builtins.str
     """Decimal number."""
     name: _builtins.str
@@ -189,6 +191,10 @@ class FeatureView(_message.Message):
     """Mode, partitions and event time of the last publish that succeeded, as JSON text. Empty before."""
     owner: _builtins.str
     """Principal that made it."""
+    publish_table_script: _builtins.str
+    """Python that publishes the view through PAI's SDK. Made from the view; nothing runs it."""
+    mock_table_name: _builtins.str
+    """Stream: name of the table that stands in for the stream when a training set is tried out. Empty for other views."""
     @_builtins.property
     def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureViewField]:
         """Its columns."""
@@ -235,10 +241,12 @@ class FeatureView(_message.Message):
         owner: _builtins.str = ...,
         gmt_create_time: _timestamp_pb2.Timestamp | None = ...,
         gmt_modified_time: _timestamp_pb2.Timestamp | None = ...,
+        publish_table_script: _builtins.str = ...,
+        mock_table_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gmt_create_time", b"gmt_create_time", "gmt_modified_time", b"gmt_modified_time", "gmt_sync_time", b"gmt_sync_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "feature_entity_id", b"feature_entity_id", "feature_entity_name", b"feature_entity_name", "feature_view_id", b"feature_view_id", "fields", b"fields", "gmt_create_time", b"gmt_create_time", "gmt_modified_time", b"gmt_modified_time", "gmt_sync_time", b"gmt_sync_time", "join_id", b"join_id", "last_sync_config", b"last_sync_config", "name", b"name", "owner", b"owner", "project_id", b"project_id", "project_name", b"project_name", "register_datasource_id", b"register_datasource_id", "register_datasource_name", b"register_datasource_name", "register_table", b"register_table", "sync_online_table", b"sync_online_table", "tags", b"tags", "ttl", b"ttl", "type", b"type", "write_method", b"write_method", "write_to_featuredb", b"write_to_featuredb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "feature_entity_id", b"feature_entity_id", "feature_entity_name", b"feature_entity_name", "feature_view_id", b"feature_view_id", "fields", b"fields", "gmt_create_time", b"gmt_create_time", "gmt_modified_time", b"gmt_modified_time", "gmt_sync_time", b"gmt_sync_time", "join_id", b"join_id", "last_sync_config", b"last_sync_config", "mock_table_name", b"mock_table_name", "name", b"name", "owner", b"owner", "project_id", b"project_id", "project_name", b"project_name", "publish_table_script", b"publish_table_script", "register_datasource_id", b"register_datasource_id", "register_datasource_name", b"register_datasource_name", "register_table", b"register_table", "sync_online_table", b"sync_online_table", "tags", b"tags", "ttl", b"ttl", "type", b"type", "write_method", b"write_method", "write_to_featuredb", b"write_to_featuredb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,6 +13,7 @@ from protos.gen.triglot.management.v1 import label_table_pb2 as triglot_dot_mana
 from protos.gen.triglot.management.v1 import model_feature_pb2 as triglot_dot_management_dot_v1_dot_model__feature__pb2
 from protos.gen.triglot.management.v1 import project_pb2 as triglot_dot_management_dot_v1_dot_project__pb2
 from protos.gen.triglot.management.v1 import task_pb2 as triglot_dot_management_dot_v1_dot_task__pb2
+from protos.gen.triglot.management.v1 import usage_pb2 as triglot_dot_management_dot_v1_dot_usage__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -295,6 +296,11 @@ class ManagementServiceStub:
                 request_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesResponse.FromString,
                 _registered_method=True)
+        self.ExportModelFeatureTrainingSetTable = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ExportModelFeatureTrainingSetTable',
+                request_serializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.ExportModelFeatureTrainingSetTableRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.ExportModelFeatureTrainingSetTableResponse.FromString,
+                _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/triglot.management.v1.ManagementService/GetTask',
                 request_serializer=triglot_dot_management_dot_v1_dot_task__pb2.GetTaskRequest.SerializeToString,
@@ -314,6 +320,11 @@ class ManagementServiceStub:
                 '/triglot.management.v1.ManagementService/StopTask',
                 request_serializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskResponse.FromString,
+                _registered_method=True)
+        self.ListUsage = channel.unary_unary(
+                '/triglot.management.v1.ManagementService/ListUsage',
+                request_serializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageResponse.FromString,
                 _registered_method=True)
 
 
@@ -675,6 +686,15 @@ class ManagementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportModelFeatureTrainingSetTable(self, request, context):
+        """Joins the label table with the views of a model feature, each label row with what held at its event time, and writes
+        the result to the table TrainingSetTable of the project's offline datasource, as a task. INVALID_ARGUMENT for what
+        cannot be joined, NOT_FOUND without a table or a partition of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTask(self, request, context):
         """One task, with its progress.
         """
@@ -698,6 +718,15 @@ class ManagementServiceServicer:
 
     def StopTask(self, request, context):
         """Ends a waiting or running task as Failure. FAILED_PRECONDITION if it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsage(self, request, context):
+        """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
+        what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
+        account, but for administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -951,6 +980,11 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     request_deserializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_fg__feature__pb2.ListModelFeatureAvailableFeaturesResponse.SerializeToString,
             ),
+            'ExportModelFeatureTrainingSetTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportModelFeatureTrainingSetTable,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.ExportModelFeatureTrainingSetTableRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_model__feature__pb2.ExportModelFeatureTrainingSetTableResponse.SerializeToString,
+            ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
                     request_deserializer=triglot_dot_management_dot_v1_dot_task__pb2.GetTaskRequest.FromString,
@@ -970,6 +1004,11 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     servicer.StopTask,
                     request_deserializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskResponse.SerializeToString,
+            ),
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageRequest.FromString,
+                    response_serializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2313,6 +2352,33 @@ class ManagementService:
             _registered_method=True)
 
     @staticmethod
+    def ExportModelFeatureTrainingSetTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ExportModelFeatureTrainingSetTable',
+            triglot_dot_management_dot_v1_dot_model__feature__pb2.ExportModelFeatureTrainingSetTableRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_model__feature__pb2.ExportModelFeatureTrainingSetTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetTask(request,
             target,
             options=(),
@@ -2410,6 +2476,33 @@ class ManagementService:
             '/triglot.management.v1.ManagementService/StopTask',
             triglot_dot_management_dot_v1_dot_task__pb2.StopTaskRequest.SerializeToString,
             triglot_dot_management_dot_v1_dot_task__pb2.StopTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.management.v1.ManagementService/ListUsage',
+            triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageRequest.SerializeToString,
+            triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,7 @@ from protos.gen.triglot.management.v1 import label_table_pb2 as _label_table_pb2
 from protos.gen.triglot.management.v1 import model_feature_pb2 as _model_feature_pb2
 from protos.gen.triglot.management.v1 import project_pb2 as _project_pb2
 from protos.gen.triglot.management.v1 import task_pb2 as _task_pb2
+from protos.gen.triglot.management.v1 import usage_pb2 as _usage_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -156,6 +157,11 @@ class ManagementServiceStub:
     """Whether it fits the features of the model feature."""
     ListModelFeatureAvailableFeatures: _grpc.UnaryUnaryMultiCallable[_fg_feature_pb2.ListModelFeatureAvailableFeaturesRequest, _fg_feature_pb2.ListModelFeatureAvailableFeaturesResponse]
     """The features that it can use: those of the feature views and those of the label table."""
+    ExportModelFeatureTrainingSetTable: _grpc.UnaryUnaryMultiCallable[_model_feature_pb2.ExportModelFeatureTrainingSetTableRequest, _model_feature_pb2.ExportModelFeatureTrainingSetTableResponse]
+    """Joins the label table with the views of a model feature, each label row with what held at its event time, and writes
+    the result to the table TrainingSetTable of the project's offline datasource, as a task. INVALID_ARGUMENT for what
+    cannot be joined, NOT_FOUND without a table or a partition of it.
+    """
     GetTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]
     """One task, with its progress."""
     ListTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]
@@ -164,6 +170,11 @@ class ManagementServiceStub:
     """What happened in a task, by page."""
     StopTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.StopTaskRequest, _task_pb2.StopTaskResponse]
     """Ends a waiting or running task as Failure. FAILED_PRECONDITION if it has ended."""
+    ListUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRequest, _usage_pb2.ListUsageResponse]
+    """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
+    what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
+    account, but for administrators.
+    """
 
 @_typing.type_check_only
 class ManagementServiceAsyncStub(ManagementServiceStub):
@@ -284,6 +295,11 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """Whether it fits the features of the model feature."""
     ListModelFeatureAvailableFeatures: _aio.UnaryUnaryMultiCallable[_fg_feature_pb2.ListModelFeatureAvailableFeaturesRequest, _fg_feature_pb2.ListModelFeatureAvailableFeaturesResponse]  # type: ignore[assignment]
     """The features that it can use: those of the feature views and those of the label table."""
+    ExportModelFeatureTrainingSetTable: _aio.UnaryUnaryMultiCallable[_model_feature_pb2.ExportModelFeatureTrainingSetTableRequest, _model_feature_pb2.ExportModelFeatureTrainingSetTableResponse]  # type: ignore[assignment]
+    """Joins the label table with the views of a model feature, each label row with what held at its event time, and writes
+    the result to the table TrainingSetTable of the project's offline datasource, as a task. INVALID_ARGUMENT for what
+    cannot be joined, NOT_FOUND without a table or a partition of it.
+    """
     GetTask: _aio.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]  # type: ignore[assignment]
     """One task, with its progress."""
     ListTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -292,6 +308,11 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """What happened in a task, by page."""
     StopTask: _aio.UnaryUnaryMultiCallable[_task_pb2.StopTaskRequest, _task_pb2.StopTaskResponse]  # type: ignore[assignment]
     """Ends a waiting or running task as Failure. FAILED_PRECONDITION if it has ended."""
+    ListUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRequest, _usage_pb2.ListUsageResponse]  # type: ignore[assignment]
+    """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
+    what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
+    account, but for administrators.
+    """
 
 class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
     """The catalogue of PAI FeatureStore and its tasks: the operations of PAI's API under their own names.
@@ -705,6 +726,17 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         """The features that it can use: those of the feature views and those of the label table."""
 
     @_abc_1.abstractmethod
+    def ExportModelFeatureTrainingSetTable(
+        self,
+        request: _model_feature_pb2.ExportModelFeatureTrainingSetTableRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_feature_pb2.ExportModelFeatureTrainingSetTableResponse, _abc.Awaitable[_model_feature_pb2.ExportModelFeatureTrainingSetTableResponse]]:
+        """Joins the label table with the views of a model feature, each label row with what held at its event time, and writes
+        the result to the table TrainingSetTable of the project's offline datasource, as a task. INVALID_ARGUMENT for what
+        cannot be joined, NOT_FOUND without a table or a partition of it.
+        """
+
+    @_abc_1.abstractmethod
     def GetTask(
         self,
         request: _task_pb2.GetTaskRequest,
@@ -735,5 +767,16 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.StopTaskResponse, _abc.Awaitable[_task_pb2.StopTaskResponse]]:
         """Ends a waiting or running task as Failure. FAILED_PRECONDITION if it has ended."""
+
+    @_abc_1.abstractmethod
+    def ListUsage(
+        self,
+        request: _usage_pb2.ListUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_pb2.ListUsageResponse, _abc.Awaitable[_usage_pb2.ListUsageResponse]]:
+        """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
+        what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
+        account, but for administrators.
+        """
 
 def add_ManagementServiceServicer_to_server(servicer: ManagementServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,45 +24,78 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from protos.gen.triglot.management.v1 import feature_view_pb2 as triglot_dot_management_dot_v1_dot_feature__view__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)triglot/management/v1/model_feature.proto\x12\x15triglot.management.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\x0fSelectedFeature\x12&\n\x0f\x66\x65\x61ture_view_id\x18\x01 \x01(\tR\rFeatureViewId\x12*\n\x11\x66\x65\x61ture_view_name\x18\x02 \x01(\tR\x0f\x46\x65\x61tureViewName\x12\x12\n\x04name\x18\x03 \x01(\tR\x04Name\x12\x1d\n\nalias_name\x18\x04 \x01(\tR\tAliasName\x12\x1f\n\x0bprefix_name\x18\x05 \x01(\tR\nPrefixName\x12\x12\n\x04type\x18\x06 \x01(\tR\x04Type\"\x9f\x05\n\x0cModelFeature\x12(\n\x10model_feature_id\x18\x01 \x01(\tR\x0eModelFeatureId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04Name\x12\x1d\n\nproject_id\x18\x03 \x01(\tR\tProjectId\x12!\n\x0cproject_name\x18\x04 \x01(\tR\x0bProjectName\x12$\n\x0elabel_table_id\x18\x05 \x01(\tR\x0cLabelTableId\x12(\n\x10label_table_name\x18\x06 \x01(\tR\x0eLabelTableName\x12\x30\n\x14label_priority_level\x18\x07 \x01(\x05R\x12LabelPriorityLevel\x12\x42\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32&.triglot.management.v1.SelectedFeatureR\x08\x46\x65\x61tures\x12\x39\n\x19sequence_feature_view_ids\x18\t \x03(\tR\x16SequenceFeatureViewIds\x12>\n\trelations\x18\n \x01(\x0b\x32 .triglot.management.v1.RelationsR\tRelations\x12,\n\x12training_set_table\x18\x0b \x01(\tR\x10TrainingSetTable\x12\x14\n\x05owner\x18\x0c \x01(\tR\x05Owner\x12\x42\n\x0fgmt_create_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rGmtCreateTime\x12\x46\n\x11gmt_modified_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fGmtModifiedTime\"w\n\tRelations\x12\x37\n\x07\x64omains\x18\x01 \x03(\x0b\x32\x1d.triglot.management.v1.DomainR\x07\x44omains\x12\x31\n\x05links\x18\x02 \x03(\x0b\x32\x1b.triglot.management.v1.LinkR\x05Links\"M\n\x06\x44omain\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02Id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04Name\x12\x1f\n\x0b\x64omain_type\x18\x03 \x01(\tR\nDomainType\">\n\x04Link\x12\x12\n\x04\x66rom\x18\x01 \x01(\tR\x04\x46rom\x12\x0e\n\x02to\x18\x02 \x01(\tR\x02To\x12\x12\n\x04link\x18\x03 \x01(\tR\x04Link\"\xe1\x02\n\x13ModelFeatureSummary\x12(\n\x10model_feature_id\x18\x01 \x01(\tR\x0eModelFeatureId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04Name\x12\x1d\n\nproject_id\x18\x03 \x01(\tR\tProjectId\x12!\n\x0cproject_name\x18\x04 \x01(\tR\x0bProjectName\x12(\n\x10label_table_name\x18\x05 \x01(\tR\x0eLabelTableName\x12\x14\n\x05owner\x18\x06 \x01(\tR\x05Owner\x12\x42\n\x0fgmt_create_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rGmtCreateTime\x12\x46\n\x11gmt_modified_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fGmtModifiedTime\"\xc6\x02\n\x19\x43reateModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12\x1d\n\nproject_id\x18\x02 \x01(\tR\tProjectId\x12\x12\n\x04name\x18\x03 \x01(\tR\x04Name\x12$\n\x0elabel_table_id\x18\x04 \x01(\tR\x0cLabelTableId\x12\x30\n\x14label_priority_level\x18\x05 \x01(\x05R\x12LabelPriorityLevel\x12\x42\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32&.triglot.management.v1.SelectedFeatureR\x08\x46\x65\x61tures\x12\x39\n\x19sequence_feature_view_ids\x18\x07 \x03(\tR\x16SequenceFeatureViewIds\"F\n\x1a\x43reateModelFeatureResponse\x12(\n\x10model_feature_id\x18\x01 \x01(\tR\x0eModelFeatureId\"c\n\x16GetModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12(\n\x10model_feature_id\x18\x02 \x01(\tR\x0eModelFeatureId\"c\n\x17GetModelFeatureResponse\x12H\n\rmodel_feature\x18\x01 \x01(\x0b\x32#.triglot.management.v1.ModelFeatureR\x0cModelFeature\"\xc5\x02\n\x18ListModelFeaturesRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12*\n\x11model_feature_ids\x18\x02 \x03(\tR\x0fModelFeatureIds\x12\x12\n\x04name\x18\x03 \x01(\tR\x04Name\x12\x14\n\x05owner\x18\x04 \x01(\tR\x05Owner\x12\x1d\n\nproject_id\x18\x05 \x01(\tR\tProjectId\x12$\n\x0bpage_number\x18\x06 \x01(\x05H\x00R\nPageNumber\x88\x01\x01\x12 \n\tpage_size\x18\x07 \x01(\x05H\x01R\x08PageSize\x88\x01\x01\x12\x17\n\x07sort_by\x18\x08 \x01(\tR\x06SortBy\x12\x14\n\x05order\x18\t \x01(\tR\x05OrderB\x0e\n\x0c_page_numberB\x0c\n\n_page_size\"\x8f\x01\n\x19ListModelFeaturesResponse\x12Q\n\x0emodel_features\x18\x01 \x03(\x0b\x32*.triglot.management.v1.ModelFeatureSummaryR\rModelFeatures\x12\x1f\n\x0btotal_count\x18\x02 \x01(\x03R\nTotalCount\"\xf3\x02\n\x19UpdateModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12(\n\x10model_feature_id\x18\x02 \x01(\tR\x0eModelFeatureId\x12)\n\x0elabel_table_id\x18\x03 \x01(\tH\x00R\x0cLabelTableId\x88\x01\x01\x12\x35\n\x14label_priority_level\x18\x04 \x01(\x05H\x01R\x12LabelPriorityLevel\x88\x01\x01\x12\x42\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32&.triglot.management.v1.SelectedFeatureR\x08\x46\x65\x61tures\x12\x39\n\x19sequence_feature_view_ids\x18\x06 \x03(\tR\x16SequenceFeatureViewIdsB\x11\n\x0f_label_table_idB\x17\n\x15_label_priority_level\"\x1c\n\x1aUpdateModelFeatureResponse\"f\n\x19\x44\x65leteModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12(\n\x10model_feature_id\x18\x02 \x01(\tR\x0eModelFeatureId\"\x1c\n\x1a\x44\x65leteModelFeatureResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)triglot/management/v1/model_feature.proto\x12\x15triglot.management.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(triglot/management/v1/feature_view.proto\"\xcd\x01\n\x0fSelectedFeature\x12&\n\x0f\x66\x65\x61ture_view_id\x18\x01 \x01(\tR\rFeatureViewId\x12*\n\x11\x66\x65\x61ture_view_name\x18\x02 \x01(\tR\x0f\x46\x65\x61tureViewName\x12\x12\n\x04name\x18\x03 \x01(\tR\x04Name\x12\x1d\n\nalias_name\x18\x04 \x01(\tR\tAliasName\x12\x1f\n\x0bprefix_name\x18\x05 \x01(\tR\nPrefixName\x12\x12\n\x04type\x18\x06 \x01(\tR\x04Type\"\x9a\x06\n\x0cModelFeature\x12(\n\x10model_feature_id\x18\x01 \x01(\tR\x0eModelFeatureId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04Name\x12\x1d\n\nproject_id\x18\x03 \x01(\tR\tProjectId\x12!\n\x0cproject_name\x18\x04 \x01(\tR\x0bProjectName\x12$\n\x0elabel_table_id\x18\x05 \x01(\tR\x0cLabelTableId\x12(\n\x10label_table_name\x18\x06 \x01(\tR\x0eLabelTableName\x12\x30\n\x14label_priority_level\x18\x07 \x01(\x05R\x12LabelPriorityLevel\x12\x42\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32&.triglot.management.v1.SelectedFeatureR\x08\x46\x65\x61tures\x12\x39\n\x19sequence_feature_view_ids\x18\t \x03(\tR\x16SequenceFeatureViewIds\x12>\n\trelations\x18\n \x01(\x0b\x32 .triglot.management.v1.RelationsR\tRelations\x12,\n\x12training_set_table\x18\x0b \x01(\tR\x10TrainingSetTable\x12\x14\n\x05owner\x18\x0c \x01(\tR\x05Owner\x12\x42\n\x0fgmt_create_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rGmtCreateTime\x12\x46\n\x11gmt_modified_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fGmtModifiedTime\x12\x46\n export_training_set_table_script\x18\x0f \x01(\tR\x1c\x45xportTrainingSetTableScript\x12\x31\n\x15training_set_fg_table\x18\x10 \x01(\tR\x12TrainingSetFGTable\"w\n\tRelations\x12\x37\n\x07\x64omains\x18\x01 \x03(\x0b\x32\x1d.triglot.management.v1.DomainR\x07\x44omains\x12\x31\n\x05links\x18\x02 \x03(\x0b\x32\x1b.triglot.management.v1.LinkR\x05Links\"M\n\x06\x44omain\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02Id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04Name\x12\x1f\n\x0b\x64omain_type\x18\x03 \x01(\tR\nDomainType\">\n\x04Link\x12\x12\n\x04\x66rom\x18\x01 \x01(\tR\x04\x46rom\x12\x0e\n\x02to\x18\x02 \x01(\tR\x02To\x12\x12\n\x04link\x18\x03 \x01(\tR\x04Link\"\xe1\x02\n\x13ModelFeatureSummary\x12(\n\x10model_feature_id\x18\x01 \x01(\tR\x0eModelFeatureId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04Name\x12\x1d\n\nproject_id\x18\x03 \x01(\tR\tProjectId\x12!\n\x0cproject_name\x18\x04 \x01(\tR\x0bProjectName\x12(\n\x10label_table_name\x18\x05 \x01(\tR\x0eLabelTableName\x12\x14\n\x05owner\x18\x06 \x01(\tR\x05Owner\x12\x42\n\x0fgmt_create_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rGmtCreateTime\x12\x46\n\x11gmt_modified_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fGmtModifiedTime\"\xc6\x02\n\x19\x43reateModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12\x1d\n\nproject_id\x18\x02 \x01(\tR\tProjectId\x12\x12\n\x04name\x18\x03 \x01(\tR\x04Name\x12$\n\x0elabel_table_id\x18\x04 \x01(\tR\x0cLabelTableId\x12\x30\n\x14label_priority_level\x18\x05 \x01(\x05R\x12LabelPriorityLevel\x12\x42\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32&.triglot.management.v1.SelectedFeatureR\x08\x46\x65\x61tures\x12\x39\n\x19sequence_feature_view_ids\x18\x07 \x03(\tR\x16SequenceFeatureViewIds\"F\n\x1a\x43reateModelFeatureResponse\x12(\n\x10model_feature_id\x18\x01 \x01(\tR\x0eModelFeatureId\"c\n\x16GetModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12(\n\x10model_feature_id\x18\x02 \x01(\tR\x0eModelFeatureId\"c\n\x17GetModelFeatureResponse\x12H\n\rmodel_feature\x18\x01 \x01(\x0b\x32#.triglot.management.v1.ModelFeatureR\x0cModelFeature\"\xc5\x02\n\x18ListModelFeaturesRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12*\n\x11model_feature_ids\x18\x02 \x03(\tR\x0fModelFeatureIds\x12\x12\n\x04name\x18\x03 \x01(\tR\x04Name\x12\x14\n\x05owner\x18\x04 \x01(\tR\x05Owner\x12\x1d\n\nproject_id\x18\x05 \x01(\tR\tProjectId\x12$\n\x0bpage_number\x18\x06 \x01(\x05H\x00R\nPageNumber\x88\x01\x01\x12 \n\tpage_size\x18\x07 \x01(\x05H\x01R\x08PageSize\x88\x01\x01\x12\x17\n\x07sort_by\x18\x08 \x01(\tR\x06SortBy\x12\x14\n\x05order\x18\t \x01(\tR\x05OrderB\x0e\n\x0c_page_numberB\x0c\n\n_page_size\"\x8f\x01\n\x19ListModelFeaturesResponse\x12Q\n\x0emodel_features\x18\x01 \x03(\x0b\x32*.triglot.management.v1.ModelFeatureSummaryR\rModelFeatures\x12\x1f\n\x0btotal_count\x18\x02 \x01(\x03R\nTotalCount\"\xf3\x02\n\x19UpdateModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12(\n\x10model_feature_id\x18\x02 \x01(\tR\x0eModelFeatureId\x12)\n\x0elabel_table_id\x18\x03 \x01(\tH\x00R\x0cLabelTableId\x88\x01\x01\x12\x35\n\x14label_priority_level\x18\x04 \x01(\x05H\x01R\x12LabelPriorityLevel\x88\x01\x01\x12\x42\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32&.triglot.management.v1.SelectedFeatureR\x08\x46\x65\x61tures\x12\x39\n\x19sequence_feature_view_ids\x18\x06 \x03(\tR\x16SequenceFeatureViewIdsB\x11\n\x0f_label_table_idB\x17\n\x15_label_priority_level\"\x1c\n\x1aUpdateModelFeatureResponse\"f\n\x19\x44\x65leteModelFeatureRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12(\n\x10model_feature_id\x18\x02 \x01(\tR\x0eModelFeatureId\"\x1c\n\x1a\x44\x65leteModelFeatureResponse\"\xe8\x01\n\x10LabelInputConfig\x12W\n\npartitions\x18\x01 \x03(\x0b\x32\x37.triglot.management.v1.LabelInputConfig.PartitionsEntryR\nPartitions\x12\x1d\n\nevent_time\x18\x02 \x01(\tR\tEventTime\x1a\\\n\x0fPartitionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x38\n\x05value\x18\x02 \x01(\x0b\x32).triglot.management.v1.PartitionSelection:\x02\x38\x01\"\xe5\x01\n\x13TrainingSetSnapshot\x12\x14\n\x05table\x18\x01 \x01(\tR\x05Table\x12Z\n\npartitions\x18\x02 \x03(\x0b\x32:.triglot.management.v1.TrainingSetSnapshot.PartitionsEntryR\nPartitions\x1a\\\n\x0fPartitionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x38\n\x05value\x18\x02 \x01(\x0b\x32).triglot.management.v1.PartitionSelection:\x02\x38\x01\"\xc9\x03\n\x1cTrainingSetFeatureViewConfig\x12\x63\n\npartitions\x18\x01 \x03(\x0b\x32\x43.triglot.management.v1.TrainingSetFeatureViewConfig.PartitionsEntryR\nPartitions\x12\x1d\n\nevent_time\x18\x02 \x01(\tR\tEventTime\x12\x14\n\x05\x65qual\x18\x03 \x01(\x08R\x05\x45qual\x12\x19\n\x08use_mock\x18\x04 \x01(\x08R\x07UseMock\x12\x46\n\x08snapshot\x18\x05 \x01(\x0b\x32*.triglot.management.v1.TrainingSetSnapshotR\x08Snapshot\x12&\n\x0fsecond_join_key\x18\x06 \x01(\tR\rSecondJoinKey\x12&\n\x0fjoin_with_label\x18\x07 \x01(\x08R\rJoinWithLabel\x1a\\\n\x0fPartitionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x38\n\x05value\x18\x02 \x01(\x0b\x32).triglot.management.v1.PartitionSelection:\x02\x38\x01\"\xcb\x01\n\x11TrainingSetConfig\x12X\n\npartitions\x18\x01 \x03(\x0b\x32\x38.triglot.management.v1.TrainingSetConfig.PartitionsEntryR\nPartitions\x1a\\\n\x0fPartitionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x38\n\x05value\x18\x02 \x01(\x0b\x32).triglot.management.v1.PartitionSelection:\x02\x38\x01\"\xa3\x05\n)ExportModelFeatureTrainingSetTableRequest\x12\x1f\n\x0binstance_id\x18\x01 \x01(\tR\nInstanceId\x12(\n\x10model_feature_id\x18\x02 \x01(\tR\x0eModelFeatureId\x12U\n\x12label_input_config\x18\x03 \x01(\x0b\x32\'.triglot.management.v1.LabelInputConfigR\x10LabelInputConfig\x12\x87\x01\n\x13\x66\x65\x61ture_view_config\x18\x04 \x03(\x0b\x32W.triglot.management.v1.ExportModelFeatureTrainingSetTableRequest.FeatureViewConfigEntryR\x11\x46\x65\x61tureViewConfig\x12X\n\x13training_set_config\x18\x05 \x01(\x0b\x32(.triglot.management.v1.TrainingSetConfigR\x11TrainingSetConfig\x12;\n\x1areal_time_iterate_interval\x18\x06 \x01(\x05R\x17RealTimeIterateInterval\x12\x44\n\x1freal_time_partition_count_value\x18\x07 \x01(\x05R\x1bRealTimePartitionCountValue\x1am\n\x16\x46\x65\x61tureViewConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x42\n\x05value\x18\x02 \x01(\x0b\x32\x33.triglot.management.v1.TrainingSetFeatureViewConfig:\x02\x38\x01\"E\n*ExportModelFeatureTrainingSetTableResponse\x12\x17\n\x07task_id\x18\x01 \x01(\tR\x06TaskIdb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triglot.management.v1.model_feature_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SELECTEDFEATURE']._serialized_start=102
-  _globals['_SELECTEDFEATURE']._serialized_end=307
-  _globals['_MODELFEATURE']._serialized_start=310
-  _globals['_MODELFEATURE']._serialized_end=981
-  _globals['_RELATIONS']._serialized_start=983
-  _globals['_RELATIONS']._serialized_end=1102
-  _globals['_DOMAIN']._serialized_start=1104
-  _globals['_DOMAIN']._serialized_end=1181
-  _globals['_LINK']._serialized_start=1183
-  _globals['_LINK']._serialized_end=1245
-  _globals['_MODELFEATURESUMMARY']._serialized_start=1248
-  _globals['_MODELFEATURESUMMARY']._serialized_end=1601
-  _globals['_CREATEMODELFEATUREREQUEST']._serialized_start=1604
-  _globals['_CREATEMODELFEATUREREQUEST']._serialized_end=1930
-  _globals['_CREATEMODELFEATURERESPONSE']._serialized_start=1932
-  _globals['_CREATEMODELFEATURERESPONSE']._serialized_end=2002
-  _globals['_GETMODELFEATUREREQUEST']._serialized_start=2004
-  _globals['_GETMODELFEATUREREQUEST']._serialized_end=2103
-  _globals['_GETMODELFEATURERESPONSE']._serialized_start=2105
-  _globals['_GETMODELFEATURERESPONSE']._serialized_end=2204
-  _globals['_LISTMODELFEATURESREQUEST']._serialized_start=2207
-  _globals['_LISTMODELFEATURESREQUEST']._serialized_end=2532
-  _globals['_LISTMODELFEATURESRESPONSE']._serialized_start=2535
-  _globals['_LISTMODELFEATURESRESPONSE']._serialized_end=2678
-  _globals['_UPDATEMODELFEATUREREQUEST']._serialized_start=2681
-  _globals['_UPDATEMODELFEATUREREQUEST']._serialized_end=3052
-  _globals['_UPDATEMODELFEATURERESPONSE']._serialized_start=3054
-  _globals['_UPDATEMODELFEATURERESPONSE']._serialized_end=3082
-  _globals['_DELETEMODELFEATUREREQUEST']._serialized_start=3084
-  _globals['_DELETEMODELFEATUREREQUEST']._serialized_end=3186
-  _globals['_DELETEMODELFEATURERESPONSE']._serialized_start=3188
-  _globals['_DELETEMODELFEATURERESPONSE']._serialized_end=3216
+  _globals['_LABELINPUTCONFIG_PARTITIONSENTRY']._loaded_options = None
+  _globals['_LABELINPUTCONFIG_PARTITIONSENTRY']._serialized_options = b'8\001'
+  _globals['_TRAININGSETSNAPSHOT_PARTITIONSENTRY']._loaded_options = None
+  _globals['_TRAININGSETSNAPSHOT_PARTITIONSENTRY']._serialized_options = b'8\001'
+  _globals['_TRAININGSETFEATUREVIEWCONFIG_PARTITIONSENTRY']._loaded_options = None
+  _globals['_TRAININGSETFEATUREVIEWCONFIG_PARTITIONSENTRY']._serialized_options = b'8\001'
+  _globals['_TRAININGSETCONFIG_PARTITIONSENTRY']._loaded_options = None
+  _globals['_TRAININGSETCONFIG_PARTITIONSENTRY']._serialized_options = b'8\001'
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLEREQUEST_FEATUREVIEWCONFIGENTRY']._loaded_options = None
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLEREQUEST_FEATUREVIEWCONFIGENTRY']._serialized_options = b'8\001'
+  _globals['_SELECTEDFEATURE']._serialized_start=144
+  _globals['_SELECTEDFEATURE']._serialized_end=349
+  _globals['_MODELFEATURE']._serialized_start=352
+  _globals['_MODELFEATURE']._serialized_end=1146
+  _globals['_RELATIONS']._serialized_start=1148
+  _globals['_RELATIONS']._serialized_end=1267
+  _globals['_DOMAIN']._serialized_start=1269
+  _globals['_DOMAIN']._serialized_end=1346
+  _globals['_LINK']._serialized_start=1348
+  _globals['_LINK']._serialized_end=1410
+  _globals['_MODELFEATURESUMMARY']._serialized_start=1413
+  _globals['_MODELFEATURESUMMARY']._serialized_end=1766
+  _globals['_CREATEMODELFEATUREREQUEST']._serialized_start=1769
+  _globals['_CREATEMODELFEATUREREQUEST']._serialized_end=2095
+  _globals['_CREATEMODELFEATURERESPONSE']._serialized_start=2097
+  _globals['_CREATEMODELFEATURERESPONSE']._serialized_end=2167
+  _globals['_GETMODELFEATUREREQUEST']._serialized_start=2169
+  _globals['_GETMODELFEATUREREQUEST']._serialized_end=2268
+  _globals['_GETMODELFEATURERESPONSE']._serialized_start=2270
+  _globals['_GETMODELFEATURERESPONSE']._serialized_end=2369
+  _globals['_LISTMODELFEATURESREQUEST']._serialized_start=2372
+  _globals['_LISTMODELFEATURESREQUEST']._serialized_end=2697
+  _globals['_LISTMODELFEATURESRESPONSE']._serialized_start=2700
+  _globals['_LISTMODELFEATURESRESPONSE']._serialized_end=2843
+  _globals['_UPDATEMODELFEATUREREQUEST']._serialized_start=2846
+  _globals['_UPDATEMODELFEATUREREQUEST']._serialized_end=3217
+  _globals['_UPDATEMODELFEATURERESPONSE']._serialized_start=3219
+  _globals['_UPDATEMODELFEATURERESPONSE']._serialized_end=3247
+  _globals['_DELETEMODELFEATUREREQUEST']._serialized_start=3249
+  _globals['_DELETEMODELFEATUREREQUEST']._serialized_end=3351
+  _globals['_DELETEMODELFEATURERESPONSE']._serialized_start=3353
+  _globals['_DELETEMODELFEATURERESPONSE']._serialized_end=3381
+  _globals['_LABELINPUTCONFIG']._serialized_start=3384
+  _globals['_LABELINPUTCONFIG']._serialized_end=3616
+  _globals['_LABELINPUTCONFIG_PARTITIONSENTRY']._serialized_start=3524
+  _globals['_LABELINPUTCONFIG_PARTITIONSENTRY']._serialized_end=3616
+  _globals['_TRAININGSETSNAPSHOT']._serialized_start=3619
+  _globals['_TRAININGSETSNAPSHOT']._serialized_end=3848
+  _globals['_TRAININGSETSNAPSHOT_PARTITIONSENTRY']._serialized_start=3524
+  _globals['_TRAININGSETSNAPSHOT_PARTITIONSENTRY']._serialized_end=3616
+  _globals['_TRAININGSETFEATUREVIEWCONFIG']._serialized_start=3851
+  _globals['_TRAININGSETFEATUREVIEWCONFIG']._serialized_end=4308
+  _globals['_TRAININGSETFEATUREVIEWCONFIG_PARTITIONSENTRY']._serialized_start=3524
+  _globals['_TRAININGSETFEATUREVIEWCONFIG_PARTITIONSENTRY']._serialized_end=3616
+  _globals['_TRAININGSETCONFIG']._serialized_start=4311
+  _globals['_TRAININGSETCONFIG']._serialized_end=4514
+  _globals['_TRAININGSETCONFIG_PARTITIONSENTRY']._serialized_start=3524
+  _globals['_TRAININGSETCONFIG_PARTITIONSENTRY']._serialized_end=3616
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLEREQUEST']._serialized_start=4517
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLEREQUEST']._serialized_end=5192
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLEREQUEST_FEATUREVIEWCONFIGENTRY']._serialized_start=5083
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLEREQUEST_FEATUREVIEWCONFIGENTRY']._serialized_end=5192
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLERESPONSE']._serialized_start=5194
+  _globals['_EXPORTMODELFEATURETRAININGSETTABLERESPONSE']._serialized_end=5263
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from protos.gen.triglot.management.v1 import feature_view_pb2 as _feature_view_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -82,6 +83,8 @@ class ModelFeature(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     GMT_CREATE_TIME_FIELD_NUMBER: _builtins.int
     GMT_MODIFIED_TIME_FIELD_NUMBER: _builtins.int
+    EXPORT_TRAINING_SET_TABLE_SCRIPT_FIELD_NUMBER: _builtins.int
+    TRAINING_SET_FG_TABLE_FIELD_NUMBER: _builtins.int
     model_feature_id: _builtins.str
     """Decimal number."""
     name: _builtins.str
@@ -102,6 +105,10 @@ class ModelFeature(_message.Message):
     """Name of the table that its training sets are written to."""
     owner: _builtins.str
     """Principal that made it."""
+    export_training_set_table_script: _builtins.str
+    """Python that asks for a training set through PAI's SDK. Made from the model feature; nothing runs it."""
+    training_set_fg_table: _builtins.str
+    """Name of the table that features generated from the training set belong into. Nothing here writes it."""
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelectedFeature]:
         """The features in their order."""
@@ -139,10 +146,12 @@ class ModelFeature(_message.Message):
         owner: _builtins.str = ...,
         gmt_create_time: _timestamp_pb2.Timestamp | None = ...,
         gmt_modified_time: _timestamp_pb2.Timestamp | None = ...,
+        export_training_set_table_script: _builtins.str = ...,
+        training_set_fg_table: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gmt_create_time", b"gmt_create_time", "gmt_modified_time", b"gmt_modified_time", "relations", b"relations"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "gmt_create_time", b"gmt_create_time", "gmt_modified_time", b"gmt_modified_time", "label_priority_level", b"label_priority_level", "label_table_id", b"label_table_id", "label_table_name", b"label_table_name", "model_feature_id", b"model_feature_id", "name", b"name", "owner", b"owner", "project_id", b"project_id", "project_name", b"project_name", "relations", b"relations", "sequence_feature_view_ids", b"sequence_feature_view_ids", "training_set_table", b"training_set_table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_training_set_table_script", b"export_training_set_table_script", "features", b"features", "gmt_create_time", b"gmt_create_time", "gmt_modified_time", b"gmt_modified_time", "label_priority_level", b"label_priority_level", "label_table_id", b"label_table_id", "label_table_name", b"label_table_name", "model_feature_id", b"model_feature_id", "name", b"name", "owner", b"owner", "project_id", b"project_id", "project_name", b"project_name", "relations", b"relations", "sequence_feature_view_ids", b"sequence_feature_view_ids", "training_set_fg_table", b"training_set_fg_table", "training_set_table", b"training_set_table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -614,3 +623,314 @@ class DeleteModelFeatureResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteModelFeatureResponse: _TypeAlias = DeleteModelFeatureResponse  # noqa: Y015
+
+@_typing.final
+class LabelInputConfig(_message.Message):
+    """See ExportModelFeatureTrainingSetTable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PartitionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _feature_view_pb2.PartitionSelection: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _feature_view_pb2.PartitionSelection | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    event_time: _builtins.str
+    """Column of the label table that tells when a row's features are looked at, instead of the one marked EventTime; or one
+    time in ISO 8601 for all rows.
+    """
+    @_builtins.property
+    def partitions(self) -> _containers.MessageMap[_builtins.str, _feature_view_pb2.PartitionSelection]:
+        """Which partitions of the label table to take. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        partitions: _abc.Mapping[_builtins.str, _feature_view_pb2.PartitionSelection] | None = ...,
+        event_time: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "partitions", b"partitions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelInputConfig: _TypeAlias = LabelInputConfig  # noqa: Y015
+
+@_typing.final
+class TrainingSetSnapshot(_message.Message):
+    """See ExportModelFeatureTrainingSetTable. A table that has the columns of a feature view."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PartitionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _feature_view_pb2.PartitionSelection: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _feature_view_pb2.PartitionSelection | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """Its name, in the datasource of the view's own offline table."""
+    @_builtins.property
+    def partitions(self) -> _containers.MessageMap[_builtins.str, _feature_view_pb2.PartitionSelection]:
+        """Which of its partitions to take. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        partitions: _abc.Mapping[_builtins.str, _feature_view_pb2.PartitionSelection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partitions", b"partitions", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingSetSnapshot: _TypeAlias = TrainingSetSnapshot  # noqa: Y015
+
+@_typing.final
+class TrainingSetFeatureViewConfig(_message.Message):
+    """See ExportModelFeatureTrainingSetTable. How one feature view is joined."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PartitionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _feature_view_pb2.PartitionSelection: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _feature_view_pb2.PartitionSelection | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
+    USE_MOCK_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SECOND_JOIN_KEY_FIELD_NUMBER: _builtins.int
+    JOIN_WITH_LABEL_FIELD_NUMBER: _builtins.int
+    event_time: _builtins.str
+    """Column that tells since when a row holds, instead of the one marked EventTime; or one time in ISO 8601 for all rows."""
+    equal: _builtins.bool
+    """Only rows of exactly the label's event time."""
+    use_mock: _builtins.bool
+    """Read the view's MockTableName instead of its offline table."""
+    second_join_key: _builtins.str
+    """A column of the label table and of the view that must be equal, besides the key."""
+    join_with_label: _builtins.bool
+    """The key must be in the label table; it is not taken from the row of a parent entity."""
+    @_builtins.property
+    def partitions(self) -> _containers.MessageMap[_builtins.str, _feature_view_pb2.PartitionSelection]:
+        """Which partitions of its offline table to take. Empty: all."""
+
+    @_builtins.property
+    def snapshot(self) -> Global___TrainingSetSnapshot:
+        """Rows besides those of its offline table."""
+
+    def __init__(
+        self,
+        *,
+        partitions: _abc.Mapping[_builtins.str, _feature_view_pb2.PartitionSelection] | None = ...,
+        event_time: _builtins.str = ...,
+        equal: _builtins.bool = ...,
+        use_mock: _builtins.bool = ...,
+        snapshot: Global___TrainingSetSnapshot | None = ...,
+        second_join_key: _builtins.str = ...,
+        join_with_label: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "event_time", b"event_time", "join_with_label", b"join_with_label", "partitions", b"partitions", "second_join_key", b"second_join_key", "snapshot", b"snapshot", "use_mock", b"use_mock"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingSetFeatureViewConfig: _TypeAlias = TrainingSetFeatureViewConfig  # noqa: Y015
+
+@_typing.final
+class TrainingSetConfig(_message.Message):
+    """See ExportModelFeatureTrainingSetTable. Where the training set is written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PartitionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _feature_view_pb2.PartitionSelection: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _feature_view_pb2.PartitionSelection | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def partitions(self) -> _containers.MessageMap[_builtins.str, _feature_view_pb2.PartitionSelection]:
+        """Partition column -> its one value. Empty: the table has no partitions."""
+
+    def __init__(
+        self,
+        *,
+        partitions: _abc.Mapping[_builtins.str, _feature_view_pb2.PartitionSelection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partitions", b"partitions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingSetConfig: _TypeAlias = TrainingSetConfig  # noqa: Y015
+
+@_typing.final
+class ExportModelFeatureTrainingSetTableRequest(_message.Message):
+    """See ExportModelFeatureTrainingSetTable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FeatureViewConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___TrainingSetFeatureViewConfig: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___TrainingSetFeatureViewConfig | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FEATURE_ID_FIELD_NUMBER: _builtins.int
+    LABEL_INPUT_CONFIG_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_CONFIG_FIELD_NUMBER: _builtins.int
+    TRAINING_SET_CONFIG_FIELD_NUMBER: _builtins.int
+    REAL_TIME_ITERATE_INTERVAL_FIELD_NUMBER: _builtins.int
+    REAL_TIME_PARTITION_COUNT_VALUE_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance."""
+    model_feature_id: _builtins.str
+    """Decimal number."""
+    real_time_iterate_interval: _builtins.int
+    """Kept in the task's configuration, without effect: rows of a stream are read from their table."""
+    real_time_partition_count_value: _builtins.int
+    """Days, 0 or more. Of a Stream view, only rows of so many days before the label's event time. 0: as its TTL says."""
+    @_builtins.property
+    def label_input_config(self) -> Global___LabelInputConfig:
+        """What is read of the label table."""
+
+    @_builtins.property
+    def feature_view_config(self) -> _containers.MessageMap[_builtins.str, Global___TrainingSetFeatureViewConfig]:
+        """How feature views are joined, by their names. A view that is not named is joined with the defaults."""
+
+    @_builtins.property
+    def training_set_config(self) -> Global___TrainingSetConfig:
+        """Where the training set is written."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        model_feature_id: _builtins.str = ...,
+        label_input_config: Global___LabelInputConfig | None = ...,
+        feature_view_config: _abc.Mapping[_builtins.str, Global___TrainingSetFeatureViewConfig] | None = ...,
+        training_set_config: Global___TrainingSetConfig | None = ...,
+        real_time_iterate_interval: _builtins.int = ...,
+        real_time_partition_count_value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["label_input_config", b"label_input_config", "training_set_config", b"training_set_config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view_config", b"feature_view_config", "instance_id", b"instance_id", "label_input_config", b"label_input_config", "model_feature_id", b"model_feature_id", "real_time_iterate_interval", b"real_time_iterate_interval", "real_time_partition_count_value", b"real_time_partition_count_value", "training_set_config", b"training_set_config"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportModelFeatureTrainingSetTableRequest: _TypeAlias = ExportModelFeatureTrainingSetTableRequest  # noqa: Y015
+
+@_typing.final
+class ExportModelFeatureTrainingSetTableResponse(_message.Message):
+    """See ExportModelFeatureTrainingSetTable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task to follow with GetTask."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportModelFeatureTrainingSetTableResponse: _TypeAlias = ExportModelFeatureTrainingSetTableResponse  # noqa: Y015

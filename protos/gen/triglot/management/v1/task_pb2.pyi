@@ -44,11 +44,11 @@ class Task(_message.Message):
     task_id: _builtins.str
     """Decimal number."""
     type: _builtins.str
-    """OfflineToOnline or WriteTable."""
+    """OfflineToOnline, WriteTable or ExportTrainingSet."""
     status: _builtins.str
     """Initializing, Running, Success or Failure. A stopped task ends as Failure."""
     object_type: _builtins.str
-    """FeatureView."""
+    """FeatureView or ModelFeature."""
     object_id: _builtins.str
     """Id of the object it works on."""
     project_id: _builtins.str
@@ -127,11 +127,11 @@ class TaskSummary(_message.Message):
     task_id: _builtins.str
     """Decimal number."""
     type: _builtins.str
-    """OfflineToOnline or WriteTable."""
+    """OfflineToOnline, WriteTable or ExportTrainingSet."""
     status: _builtins.str
     """Initializing, Running, Success or Failure."""
     object_type: _builtins.str
-    """FeatureView."""
+    """FeatureView or ModelFeature."""
     object_id: _builtins.str
     """Id of the object it works on."""
     project_id: _builtins.str
