@@ -45,7 +45,7 @@ class Listener:
         *,
         check_seconds: float = _CHECK_SECONDS,
     ) -> None:
-        self._url = settings.postgres_url.get_secret_value()
+        self._url, _ = settings.direct_postgres
         self._timeout_seconds = settings.postgres_timeout_seconds
         self._database = database
         self._channel = channel

@@ -43,12 +43,14 @@ class Migrations:
         return list(zip(numbers, [path for _, path in numbered], strict=True))
 
 
-async def migrate(postgres_url: str, plans: list[Migrations]) -> list[str]:
+async def migrate(postgres_url: str, plans: list[Migrations], setting: str = "TRIGLOT_POSTGRES_URL") -> list[str]:
     """Bring every schema up to date; the files that were applied. Waits while another process migrates.
 
-    Raises MigrationError, and what `connected` raises.
+    The URL must not lead through a pooler in transaction mode: what keeps other processes waiting is a session's lock.
+
+    Raises MigrationError, and what `connected` raises, which names the `setting`.
     """
-    connection = await connected(lambda url: asyncpg.connect(url, timeout=30), postgres_url)
+    connection = await connected(lambda url: asyncpg.connect(url, timeout=30), postgres_url, setting)
     try:
         applied = []
         with _named("cannot migrate"):

@@ -29,10 +29,10 @@ _UNREACHABLE = (
     OSError,
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    # A primary that became a standby.
+    asyncpg.ReadOnlySQLTransactionError,
 )
 
 
@@ -56,12 +56,13 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection in autocommit mode. Unavailable if none is free or PostgreSQL does not answer."""
-        with_timeout = self._pool.acquire(timeout=self._timeout_seconds)
+        translated = self._unavailable
         try:
-            async with with_timeout as connection:
+            async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
+                translated = self._translated
                 yield connection
         except _CAUGHT as error:
-            raise self._translated(error) from error
+            raise translated(error) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -98,14 +99,20 @@ class Database:
         except TimeoutError:
             self._pool.terminate()
 
+    def _unavailable(self, error: BaseException) -> errors.TriglotError:
+        """What a call meets that gets no connection, whatever PostgreSQL says, or loses the one it has."""
+        if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
+            return errors.Unavailable("PostgreSQL did not answer in time", dependency="postgres")
+        if not isinstance(error, _UNREACHABLE):
+            log.error("PostgreSQL lets us not in", error=repr(error))
+        return errors.Unavailable("PostgreSQL cannot be reached", dependency="postgres")
+
     def _translated(self, error: BaseException) -> errors.TriglotError:
         name: str = getattr(error, "constraint_name", None) or ""
         if isinstance(error, asyncpg.PostgresError) and name in self._constraints:
             return self._constraints[name](error)
-        if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
-            return errors.Unavailable("PostgreSQL did not answer in time", dependency="postgres")
-        if isinstance(error, _UNREACHABLE):
-            return errors.Unavailable("PostgreSQL cannot be reached", dependency="postgres")
+        if isinstance(error, (TimeoutError, *_UNREACHABLE)):
+            return self._unavailable(error)
         if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError):
             return errors.Aborted("Another writer changed the same object; try again")
         if isinstance(error, asyncpg.UniqueViolationError):
@@ -138,6 +145,7 @@ async def open_database(settings: Settings, constraints: Constraints | None = No
         "command_timeout": settings.postgres_timeout_seconds,
         "timeout": settings.postgres_timeout_seconds,
         "server_settings": {"application_name": "triglot"},
+        "statement_cache_size": settings.postgres_statement_cache,
         "reset": _nothing_to_reset,
     }
     pool = await connected(lambda url: asyncpg.create_pool(url, **arguments), settings.postgres_url.get_secret_value())
@@ -151,30 +159,29 @@ async def _nothing_to_reset(connection: object) -> None:
     """
 
 
-async def connected(connect: Callable[[str], Awaitable[T]], url: str) -> T:
+async def connected(connect: Callable[[str], Awaitable[T]], url: str, setting: str = "TRIGLOT_POSTGRES_URL") -> T:
     """What `connect` gives for the URL. A PostgreSQL that is still starting gets 30 seconds.
 
-    Raises WrongSetting if the URL is none, CannotStart if nobody answers there or we are not let in.
+    Raises WrongSetting if the URL is none, CannotStart if nobody answers there or we are not let in; the text names
+    the `setting` that holds the URL.
     """
     if not url:
-        raise errors.WrongSetting("TRIGLOT_POSTGRES_URL is not set")
+        raise errors.WrongSetting(f"{setting} is not set")
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
             return await connect(url)
         except ValueError:  # asyncpg's own text may show a part of the password
             raise errors.WrongSetting(
-                "TRIGLOT_POSTGRES_URL is no URL such as postgresql://user:password@host:5432/database"
+                f"{setting} is no URL such as postgresql://user:password@host:5432/database"
             ) from None
         except _UNREACHABLE as error:
             if time.monotonic() > deadline:
-                raise errors.CannotStart(f"nobody answers at TRIGLOT_POSTGRES_URL ({type(error).__name__})") from None
+                raise errors.CannotStart(f"nobody answers at {setting} ({type(error).__name__})") from None
         except asyncpg.InvalidAuthorizationSpecificationError:
-            raise errors.CannotStart("PostgreSQL refuses the user or password of TRIGLOT_POSTGRES_URL") from None
+            raise errors.CannotStart(f"PostgreSQL refuses the user or password of {setting}") from None
         except asyncpg.InvalidCatalogNameError:
-            raise errors.CannotStart("PostgreSQL has not the database of TRIGLOT_POSTGRES_URL") from None
+            raise errors.CannotStart(f"PostgreSQL has not the database of {setting}") from None
         except asyncpg.PostgresError as error:
-            raise errors.CannotStart(
-                f"PostgreSQL lets us not in at TRIGLOT_POSTGRES_URL ({type(error).__name__})"
-            ) from None
+            raise errors.CannotStart(f"PostgreSQL lets us not in at {setting} ({type(error).__name__})") from None
         await asyncio.sleep(_RETRY_SECONDS)

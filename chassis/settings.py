@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_origin
+from urllib.parse import urlsplit
 
 import orjson
 import yaml
@@ -103,6 +104,17 @@ class Settings(SettingsModel):
     model_config = SettingsConfigDict(env_prefix="TRIGLOT_", frozen=True, extra="ignore")
 
     postgres_url: SecretStr = Field(SecretStr(""), description="PostgreSQL 15 or newer, as a `postgresql://` URL.")
+    postgres_direct_url: SecretStr = Field(
+        SecretStr(""),
+        description="The same database without the pooler that TRIGLOT_POSTGRES_URL leads through, for notifications,"
+        " migrations and the worker's queue; empty: there is no pooler in transaction mode.",
+    )
+    postgres_statement_cache: int = Field(
+        100,
+        ge=0,
+        description="Prepared statements that a connection keeps; 0 behind a pooler in transaction mode that does not"
+        " keep track of them (PgBouncer before 1.21, or with `max_prepared_statements = 0`).",
+    )
     postgres_pool_size: int = Field(
         10, ge=1, le=500, description="Connections that one service of one process may open."
     )
@@ -161,6 +173,26 @@ class Settings(SettingsModel):
         "json", description="`json`: one object a line. `console`: for people."
     )
 
+    @property
+    def direct_postgres(self) -> tuple[str, str]:
+        """The URL for what needs a session of its own, and the variable that it is from."""
+        field = "postgres_direct_url" if self.postgres_direct_url.get_secret_value() else "postgres_url"
+        url: SecretStr = getattr(self, field)
+        return url.get_secret_value(), self.variable(field)
+
+    @field_validator("postgres_direct_url")
+    @classmethod
+    def _is_a_url(cls, value: SecretStr) -> SecretStr:
+        """Here, because what listens tries for ever, whatever it meets."""
+        url = value.get_secret_value()
+        try:
+            good = not url or (urlsplit(url).scheme in {"postgresql", "postgres"} and urlsplit(url).port != 0)
+        except ValueError:  # its text may show a part of the password
+            good = False
+        if not good:
+            raise ValueError("it is no URL such as postgresql://user:password@host:5432/database")
+        return value
+
     @field_validator("secret_key")
     @classmethod
     def _encrypts(cls, value: SecretStr) -> SecretStr:
@@ -171,6 +203,13 @@ class Settings(SettingsModel):
     def _open_on_loopback_only(self) -> Settings:
         if self.auth == "off":
             require_loopback(self.host)
+        return self
+
+    @model_validator(mode="after")
+    def _direct_is_the_same_database(self) -> Settings:
+        """Without a URL `triglot up` starts a PostgreSQL of its own, which the direct one would not lead to."""
+        if self.postgres_direct_url.get_secret_value() and not self.postgres_url.get_secret_value():
+            raise ValueError("set TRIGLOT_POSTGRES_URL too, or TRIGLOT_POSTGRES_DIRECT_URL not at all")
         return self
 
     @model_validator(mode="after")

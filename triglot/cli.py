@@ -141,7 +141,8 @@ _add_role("gateway", "gateway.__main__", "REST of all three dialects, in front o
 def migrate_command(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
     """Bring the database's schemas up to date. Safe to run at any time, by any number of processes."""
     settings = _settings(data_dir)
-    applied = asyncio.run(migrate(settings.postgres_url.get_secret_value(), SCHEMAS))
+    url, setting = settings.direct_postgres
+    applied = asyncio.run(migrate(url, SCHEMAS, setting))
     console.print("\n".join(applied) or "nothing to do")
 
 

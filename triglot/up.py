@@ -164,7 +164,8 @@ class _Deployment:
     async def _prepare(self) -> None:
         """Migrations, and the keys that this database should know."""
         (self._options.data_dir / ENDPOINTS).unlink(missing_ok=True)
-        applied = await migrate(self._settings.postgres_url.get_secret_value(), SCHEMAS)
+        url, setting = self._settings.direct_postgres
+        applied = await migrate(url, SCHEMAS, setting)
         if applied:
             self._console.print(f"  applied {len(applied)} migrations", style="dim")
         database = await open_database(self._settings)

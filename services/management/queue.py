@@ -82,7 +82,7 @@ async def _work_once(
     lease_seconds: float,
 ) -> None:
     async with asyncpg.create_pool(
-        settings.postgres_url.get_secret_value(),
+        settings.direct_postgres[0],
         min_size=2,
         max_size=3,
         command_timeout=settings.postgres_timeout_seconds,

@@ -11,6 +11,7 @@ from chassis import errors
 from chassis.migrations import MigrationError, Migrations, describe, migrate
 from chassis.postgres import Database, load_queries, open_database
 from chassis.settings import Settings
+from tests.conftest import Servers
 
 
 @pytest.fixture
@@ -89,6 +90,39 @@ async def test_a_slow_statement_is_given_up(settings: Settings) -> None:
     with pytest.raises(errors.Unavailable):
         await database.execute("SELECT pg_sleep(60)")
     await database.close()
+
+
+async def test_a_connection_that_cannot_be_made_is_no_defect_of_ours(
+    servers: Servers, settings: Settings, database: Database
+) -> None:
+    """Whatever PostgreSQL says to somebody who connects, it is away for the moment, and is used again afterwards."""
+    name = settings.postgres_url.get_secret_value().rsplit("/", 1)[1]
+    admin = await asyncpg.connect(servers.postgres_url)
+    try:
+        for refuse, admit in (
+            (f"ALTER DATABASE {name} RENAME TO {name}_away", f"ALTER DATABASE {name}_away RENAME TO {name}"),
+            (f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"),
+        ):
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1", name
+            )
+            await admin.execute(refuse)
+            try:
+                with pytest.raises(errors.Unavailable, match="cannot be reached"):
+                    await database.fetchval("SELECT 1")
+            finally:
+                await admin.execute(admit)
+            assert await database.fetchval("SELECT 1") == 1
+    finally:
+        await admin.close()
+
+
+async def test_a_server_that_only_reads_is_away_for_writers(database: Database) -> None:
+    """As a primary that became a standby."""
+    with pytest.raises(errors.Unavailable):
+        async with database.transaction() as transaction:
+            await transaction.execute("SET TRANSACTION READ ONLY")
+            await transaction.execute("CREATE TABLE t (id int)")
 
 
 def test_queries_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings that stand in Feast's own configuration file, and who wins."""
+"""Settings that stand in Feast's own configuration file, and who wins; the two ways to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chassis.errors import WrongSetting
+from chassis.settings import Settings
 from gateway.settings import VISIT_PATTERNS, GatewaySettings
 from services.registry.settings import RegistrySettings
 
@@ -61,6 +62,24 @@ def test_a_wrong_file_is_named(file: Path, content: str, named: str) -> None:
     file.write_text(content)
     with pytest.raises(WrongSetting, match=named):
         GatewaySettings()
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "postgresql://u:p@h:secret/d", "postgresql://u:secret@[h/d"])
+def test_a_direct_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(WrongSetting, match="TRIGLOT_POSTGRES_DIRECT_URL") as refused:
+        Settings(postgres_url="postgresql://u:p@h/d", postgres_direct_url=url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_direct_url_alone_is_refused() -> None:
+    with pytest.raises(WrongSetting, match="TRIGLOT_POSTGRES_DIRECT_URL"):
+        Settings(postgres_direct_url="postgresql://u:secret@h/d")
+
+
+def test_what_needs_a_session_takes_the_direct_url() -> None:
+    assert Settings(postgres_url="postgresql://a/d").direct_postgres == ("postgresql://a/d", "TRIGLOT_POSTGRES_URL")
+    both = Settings(postgres_url="postgresql://a/d", postgres_direct_url="postgresql://b/d")
+    assert both.direct_postgres == ("postgresql://b/d", "TRIGLOT_POSTGRES_DIRECT_URL")
 
 
 def test_a_missing_file_is_named(file: Path) -> None:

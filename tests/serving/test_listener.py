@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chassis.listener import Listener
-from chassis.postgres import Database
+from chassis.postgres import Database, open_database
 from chassis.settings import Settings
 from tests import patience
 from tests.relay import open_relay
@@ -43,6 +43,22 @@ async def test_a_pooler_that_swallows_notifications_is_found_out(settings: Setti
         assert gaps == [True, *[False, True] * (len(gaps) // 2)]
         assert heard == ["one"]
         await listener.stop()
+
+
+async def test_notifications_go_around_the_pooler(settings: Settings, database: Database) -> None:
+    heard: list[str] = []
+    direct = settings.postgres_url
+    async with open_relay(direct.get_secret_value()) as relay:
+        relay.deaf = True
+        own = settings.model_copy(update={"postgres_url": type(direct)(relay.url), "postgres_direct_url": direct})
+        pooled = await open_database(own)
+        listener = Listener(own, pooled, "c", heard.append, lambda: None)
+        await listener.start()
+        assert listener.listening
+        await pooled.execute("SELECT pg_notify('c', 'one')")
+        await until(lambda: heard == ["one"])
+        await listener.stop()
+        await pooled.close()
 
 
 async def test_one_listener_does_not_hear_the_proofs_of_another(settings: Settings, database: Database) -> None:
