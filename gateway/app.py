@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Coroutine, Generator, Sequence
+from typing import Any
 
 import structlog
 from google.protobuf.empty_pb2 import Empty
@@ -40,8 +42,7 @@ class RowEndpoint:
         # A connection on which the rest of a body may still come is of no further use.
         close = True
         try:
-            async with asyncio.timeout(self._body_timeout_seconds):
-                exchange.body = await _body(receive, exchange, self._max_body_bytes)
+            exchange.body = await _within(self._body_timeout_seconds, _body(receive, exchange, self._max_body_bytes))
             close = False
             answer = await self._answer(exchange)
         except errors.TriglotError as error:
@@ -99,6 +100,37 @@ def _request_id(shown: str) -> str:
     """The caller's own request id if it is a sane one, else a fresh one."""
     good = 0 < len(shown) <= 128 and shown.isascii() and shown.isprintable()
     return shown if good else calls.new_request_id()
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, bytes]) -> bytes:
+    """What `work` returns. Raises TimeoutError.
+
+    Most bodies are there when they are asked for, so the timer is set when it has to be waited for, and not before: one
+    for every request costs a sixth of what a process can answer.
+    """
+    try:
+        awaited = work.send(None)
+    except StopIteration as done:
+        body: bytes = done.value
+        return body
+    async with asyncio.timeout(seconds):
+        return await _resumed(work, awaited)
+
+
+@types.coroutine
+def _resumed(work: Coroutine[Any, Any, bytes], awaited: Any) -> Generator[Any, Any, bytes]:
+    """Goes on awaiting what began to be awaited elsewhere."""
+    try:
+        while True:
+            try:
+                sent = yield awaited
+            except BaseException as thrown:
+                awaited = work.throw(thrown)
+            else:
+                awaited = work.send(sent)
+    except StopIteration as done:
+        body: bytes = done.value
+        return body
 
 
 async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
