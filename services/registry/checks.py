@@ -243,6 +243,15 @@ def retrieval() -> errors.FailedPrecondition:
     return errors.FailedPrecondition("Triglot's registry runs no retrievals: use the Feast SDK to make a dataset")
 
 
+def dataset_taken(name: str, project: str) -> errors.AlreadyExists:
+    """What a request gets that would replace a saved dataset and may not. Feast's words."""
+    return errors.AlreadyExists(
+        f'A dataset named "{name}" already exists in project "{project}". Use edit to update it.',
+        resource="saved dataset",
+        name=name,
+    )
+
+
 def too_large(limit_bytes: int) -> errors.ResourceExhausted:
     """What a request gets whose answer would be larger than a message."""
     return errors.ResourceExhausted(

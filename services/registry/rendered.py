@@ -227,6 +227,16 @@ class RenderedServicer(RegistryServiceServicer):
             raise checks.too_large(self._max_message_bytes)
         return size
 
+    async def RegisterSavedDataset(
+        self, request: rpc.RegisterSavedDatasetRequest, context: Any
+    ) -> rpc.RegisterSavedDatasetResponse:
+        checks.project_name(request.project)
+        checks.applied(kinds.SAVED_DATASET, request.saved_dataset)
+        name, project = request.saved_dataset.spec.name, request.project
+        taken = None if request.allow_override else checks.dataset_taken(name, project)
+        await self._store.apply(kinds.SAVED_DATASET, request.saved_dataset, project, taken=taken)
+        return rpc.RegisterSavedDatasetResponse()
+
     async def RecordVisit(self, request: rpc.RecordVisitRequest, context: Any) -> rpc.RecordVisitResponse:
         checks.visit(request)
         self._visits.note(

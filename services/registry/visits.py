@@ -78,7 +78,8 @@ class VisitStore:
     ) -> tuple[Sequence[Visit], int]:
         """One page of a principal's visits, those that wait included, and how many there are. Page 0: all of them.
 
-        `principal` is its identity. Visits to a project that whoever calls may not read are not among them, just as those to one that is not there.
+        `principal` is its identity. Visits to a project that whoever calls may not read are not among them, just as
+        those to one that is not there.
         """
         await self.flush()
         direction = " DESC" if descending else ""

@@ -39,7 +39,7 @@ def dialect(channel: grpc.aio.Channel, settings: GatewaySettings) -> Dialect:
 def routes(registry: Any, feast: Any, visits: Visits, default_project: str) -> Sequence[Route]:
     """All routes, in the order in which they are tried."""
     return (
-        *datasets.routes(feast),
+        *datasets.routes(registry, feast),
         *objects.routes(registry),
         *writes.routes(feast),
         *lineage.routes(registry),

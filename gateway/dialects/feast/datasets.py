@@ -8,15 +8,15 @@ from typing import Any, Literal
 import msgspec
 import orjson
 
-from chassis import errors
 from gateway.dialects.feast import parameters
 from gateway.dialects.feast.parameters import bad_request
-from gateway.dialects.feast.routes import Asked, Lookup, Route, after_lookup
+from gateway.dialects.feast.routes import Asked, Route
 from gateway.dialects.feast.schemas import NUMBER, TEXT, Component, Schema, many, one_of, record
 from gateway.dialects.feast.writes import message
 from gateway.exchange import Answer, json_answer
 from protos.gen.feast.core.SavedDataset_pb2 import SavedDataset
 from protos.gen.feast.registry import RegistryServer_pb2 as feast_rpc
+from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 
 StorageType = Literal[
     "file",
@@ -75,15 +75,15 @@ _JOB = Component("DatasetJob", lambda: record(dict.fromkeys(_JOB_FIELDS, TEXT)))
 _DONE: Schema = record({"status": one_of(["ok"]), "name": TEXT, "project": TEXT})
 
 
-def routes(feast: Any) -> Sequence[Route]:
-    """The routes, on a stub of feast.registry.RegistryServer. To be tried before `/saved_datasets/{name}`."""
+def routes(registry: Any, feast: Any) -> Sequence[Route]:
+    """The routes, on stubs of both services of the registry. To be tried before `/saved_datasets/{name}`."""
     return (
         Route(
             "POST",
             "/saved_datasets",
             "saved_datasets.apply",
             "Register a dataset that was saved.",
-            after_lookup(feast.GetSavedDataset, feast.ApplySavedDataset),
+            registry.RegisterSavedDataset,
             lambda asked: _register(asked.body),
             lambda asked, _: _done(asked.body.name, asked.body.project),
             shows=_DONE,
@@ -169,7 +169,7 @@ def _needed(value: str | None, name: str, text: str) -> str:
     return value.strip()
 
 
-def _register(body: RegisterBody) -> Lookup | feast_rpc.ApplySavedDatasetRequest:
+def _register(body: RegisterBody) -> rpc.RegisterSavedDatasetRequest:
     name = _needed(body.name, "name", "Dataset name is required.")
     project = _needed(body.project, "project", "Project is required.")
     path = _needed(body.storage_path, "storage_path", "Storage path is required: a file's path or a table's name.")
@@ -185,19 +185,8 @@ def _register(body: RegisterBody) -> Lookup | feast_rpc.ApplySavedDatasetRequest
         "description": body.description,
         "feature_service_name": body.feature_service_name or "",
     }
-    request = feast_rpc.ApplySavedDatasetRequest(
-        saved_dataset=message(SavedDataset, spec=spec), project=project, commit=True
-    )
-    if body.allow_override:
-        return request
-
-    def unless_there(found: SavedDataset | None) -> feast_rpc.ApplySavedDatasetRequest:
-        if found is not None:
-            text = f'A dataset named "{name}" already exists in project "{project}". Use edit to update it.'
-            raise errors.AlreadyExists(text, resource="saved dataset", name=name)
-        return request
-
-    return Lookup(feast_rpc.GetSavedDatasetRequest(name=name, project=project), unless_there)
+    dataset = message(SavedDataset, spec=spec)
+    return rpc.RegisterSavedDatasetRequest(project=project, saved_dataset=dataset, allow_override=body.allow_override)
 
 
 def _storage(storage_type: StorageType, path: str, file_format: str) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from protos.gen.feast.core import SavedDataset_pb2 as _SavedDataset_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -1301,6 +1302,55 @@ class FeatureViewVersion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FeatureViewVersion: _TypeAlias = FeatureViewVersion  # noqa: Y015
+
+@_typing.final
+class RegisterSavedDatasetRequest(_message.Message):
+    """See RegisterSavedDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    SAVED_DATASET_FIELD_NUMBER: _builtins.int
+    ALLOW_OVERRIDE_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Its project; created if there is none. Required."""
+    allow_override: _builtins.bool
+    """Replace the dataset of that name, if there is one."""
+    @_builtins.property
+    def saved_dataset(self) -> _SavedDataset_pb2.SavedDataset:
+        """The dataset. Its name is required."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        saved_dataset: _SavedDataset_pb2.SavedDataset | None = ...,
+        allow_override: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["saved_dataset", b"saved_dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_override", b"allow_override", "project", b"project", "saved_dataset", b"saved_dataset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterSavedDatasetRequest: _TypeAlias = RegisterSavedDatasetRequest  # noqa: Y015
+
+@_typing.final
+class RegisterSavedDatasetResponse(_message.Message):
+    """See RegisterSavedDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterSavedDatasetResponse: _TypeAlias = RegisterSavedDatasetResponse  # noqa: Y015
 
 @_typing.final
 class RecordVisitRequest(_message.Message):

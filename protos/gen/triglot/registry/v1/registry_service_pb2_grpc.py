@@ -97,6 +97,11 @@ class RegistryServiceStub:
                 request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.SerializeToString,
                 response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.FromString,
                 _registered_method=True)
+        self.RegisterSavedDataset = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/RegisterSavedDataset',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RegisterSavedDatasetRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RegisterSavedDatasetResponse.FromString,
+                _registered_method=True)
         self.RecordVisit = channel.unary_unary(
                 '/triglot.registry.v1.RegistryService/RecordVisit',
                 request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RecordVisitRequest.SerializeToString,
@@ -207,6 +212,15 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterSavedDataset(self, request, context):
+        """Create a saved dataset, or replace it if that is allowed: feast.registry.RegistryServer/ApplySavedDataset always
+        replaces. Of calls at the same time that may not replace, one succeeds. ALREADY_EXISTS, reason ALREADY_EXISTS, if
+        there is one of that name, be it an equal one; INVALID_ARGUMENT without a project or name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecordVisit(self, request, context):
         """Note that the caller looked at an object. It answers before that is stored; the caller's own ListVisits knows it,
         other processes of the registry follow within a second or so. Visits that were not stored when a process is killed
@@ -282,6 +296,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.GetFeatureViewVersion,
                     request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.FromString,
                     response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.SerializeToString,
+            ),
+            'RegisterSavedDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterSavedDataset,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RegisterSavedDatasetRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RegisterSavedDatasetResponse.SerializeToString,
             ),
             'RecordVisit': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordVisit,
@@ -598,6 +617,33 @@ class RegistryService:
             '/triglot.registry.v1.RegistryService/GetFeatureViewVersion',
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.SerializeToString,
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterSavedDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/RegisterSavedDataset',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.RegisterSavedDatasetRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.RegisterSavedDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

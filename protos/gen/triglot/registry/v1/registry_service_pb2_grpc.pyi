@@ -82,6 +82,11 @@ class RegistryServiceStub:
     """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
     FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
     """
+    RegisterSavedDataset: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterSavedDatasetRequest, _registry_service_pb2.RegisterSavedDatasetResponse]
+    """Create a saved dataset, or replace it if that is allowed: feast.registry.RegistryServer/ApplySavedDataset always
+    replaces. Of calls at the same time that may not replace, one succeeds. ALREADY_EXISTS, reason ALREADY_EXISTS, if
+    there is one of that name, be it an equal one; INVALID_ARGUMENT without a project or name.
+    """
     RecordVisit: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RecordVisitRequest, _registry_service_pb2.RecordVisitResponse]
     """Note that the caller looked at an object. It answers before that is stored; the caller's own ListVisits knows it,
     other processes of the registry follow within a second or so. Visits that were not stored when a process is killed
@@ -145,6 +150,11 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetFeatureViewVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetFeatureViewVersionRequest, _registry_service_pb2.GetFeatureViewVersionResponse]  # type: ignore[assignment]
     """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
     FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+    """
+    RegisterSavedDataset: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterSavedDatasetRequest, _registry_service_pb2.RegisterSavedDatasetResponse]  # type: ignore[assignment]
+    """Create a saved dataset, or replace it if that is allowed: feast.registry.RegistryServer/ApplySavedDataset always
+    replaces. Of calls at the same time that may not replace, one succeeds. ALREADY_EXISTS, reason ALREADY_EXISTS, if
+    there is one of that name, be it an equal one; INVALID_ARGUMENT without a project or name.
     """
     RecordVisit: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RecordVisitRequest, _registry_service_pb2.RecordVisitResponse]  # type: ignore[assignment]
     """Note that the caller looked at an object. It answers before that is stored; the caller's own ListVisits knows it,
@@ -272,6 +282,17 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.GetFeatureViewVersionResponse, _abc.Awaitable[_registry_service_pb2.GetFeatureViewVersionResponse]]:
         """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
         FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+        """
+
+    @_abc_1.abstractmethod
+    def RegisterSavedDataset(
+        self,
+        request: _registry_service_pb2.RegisterSavedDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.RegisterSavedDatasetResponse, _abc.Awaitable[_registry_service_pb2.RegisterSavedDatasetResponse]]:
+        """Create a saved dataset, or replace it if that is allowed: feast.registry.RegistryServer/ApplySavedDataset always
+        replaces. Of calls at the same time that may not replace, one succeeds. ALREADY_EXISTS, reason ALREADY_EXISTS, if
+        there is one of that name, be it an equal one; INVALID_ARGUMENT without a project or name.
         """
 
     @_abc_1.abstractmethod
