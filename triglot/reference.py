@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import orjson
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
@@ -55,7 +56,9 @@ def _row(variable: str, field: FieldInfo) -> str:
     default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
     choices = ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if isinstance(choice, str))
     meaning = (field.description or "") + (f" One of {choices}." if choices else "")
-    shown = "" if default in ("", ()) else f"`{list(default) if isinstance(default, tuple) else default}`"
+    if isinstance(default, tuple | dict):
+        default = orjson.dumps(default, default=float).decode() if default else ""
+    shown = "" if default == "" else f"`{default}`"
     return f"| `{variable}` | {shown} | {meaning} |\n"
 
 

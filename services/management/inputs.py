@@ -35,6 +35,12 @@ def not_found(resource: str, identifier: object) -> errors.NotFound:
     return errors.NotFound(f"{resource} {identifier} does not exist", resource=resource, id=identifier)
 
 
+def check_instance(request: Any, instance_id: str) -> None:
+    """Raises NotFound unless the request names this instance."""
+    if required("InstanceId", request.instance_id) != instance_id:
+        raise not_found("Instance", request.instance_id)
+
+
 def number(field: str, text: str) -> int:
     """An id. It must be there."""
     if not _ID.fullmatch(required(field, text)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 
@@ -15,7 +15,7 @@ from chassis.rpc import Policy, Service, mount
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from protos.gen.triglot.identity.v1 import identity_service_pb2_grpc
-from protos.gen.triglot.management.v1 import management_service_pb2_grpc
+from protos.gen.triglot.management.v1 import management_service_pb2_grpc, usage_service_pb2_grpc
 from services.management.constraints import CONSTRAINTS
 from services.management.identity import IdentityService
 from services.management.limits import RateLimit
@@ -23,21 +23,25 @@ from services.management.online import OnlineStore
 from services.management.secrets import ConfigKeeper
 from services.management.service import ManagementService
 from services.management.settings import ManagementSettings
+from services.management.usage import UsageService, open_usage
 
 
 @asynccontextmanager
 async def open_service(
     settings: Settings, own: ManagementSettings, serving_channel: grpc.aio.Channel
 ) -> AsyncIterator[list[Service]]:
-    """ManagementService and IdentityService on a migrated database. The channel stays the caller's to close."""
-    database = await open_database(settings, CONSTRAINTS)
-    try:
+    """Management's three services on a migrated database. The channel stays the caller's to close."""
+    async with AsyncExitStack() as closing:
+        database = await open_database(settings, CONSTRAINTS)
+        closing.push_async_callback(database.close)
+        usage = await closing.enter_async_context(open_usage(database, own))
         box = SecretBox(settings.secret_key)
         authenticator = open_authenticator(settings, database)
         management = ManagementService(database, ConfigKeeper(box), OnlineStore(serving_channel, settings), own)
         limit = RateLimit(own.calls_per_second) if own.calls_per_second else None
 
         def admit(principal: Principal, rpc: str) -> None:
+            usage.admit(principal, rpc)
             if limit is not None:
                 limit.admit(principal)
 
@@ -48,7 +52,10 @@ async def open_service(
                 management,
                 Policy(authenticator, action_prefix="featurestore:", admit=admit),
             ),
+            mount(
+                usage_service_pb2_grpc.add_UsageServiceServicer_to_server,
+                UsageService(usage, own),
+                Policy(authenticator, action_prefix="featurestore:"),
+            ),
             mount(identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, Policy(authenticator)),
         ]
-    finally:
-        await database.close()

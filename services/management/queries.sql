@@ -467,3 +467,47 @@ ORDER BY t.id LIMIT 100 FOR UPDATE SKIP LOCKED;
 SELECT q.id FROM management.task_pgqueuer q
 JOIN unnest($1::bigint[], $2::uuid[]) AS own (id, queue_manager_id) USING (id, queue_manager_id)
 FOR UPDATE OF q;
+
+-- name: add_usage
+-- Primary keys. No row comes back for a batch that was added before.
+WITH fresh AS (
+    INSERT INTO management.usage_batch AS b (process, number) VALUES ($1, $2)
+    ON CONFLICT (process) DO UPDATE SET number = excluded.number, added_at = now() WHERE b.number < excluded.number
+    RETURNING 1
+)
+INSERT INTO management.usage AS u (month, account, operation, calls)
+SELECT c.month, c.account, c.operation, c.calls
+FROM unnest($3::date[], $4::text[], $5::text[], $6::bigint[]) WITH ORDINALITY
+     AS c (month, account, operation, calls, position)
+WHERE EXISTS (SELECT FROM fresh) ORDER BY c.position
+ON CONFLICT (account, month, operation) DO UPDATE SET calls = u.calls + excluded.calls
+RETURNING u.month, u.account, u.operation, u.calls;
+
+-- name: usage_of_month
+-- usage_month.
+SELECT account, operation, calls FROM management.usage WHERE month = $1 ORDER BY calls DESC LIMIT $2;
+
+-- name: list_usage
+-- Primary key where an account is given, usage_month where a month is.
+WITH matching AS (
+    SELECT u.*, least(u.calls, t.free) AS free_calls, greatest(u.calls - t.free, 0) * t.price AS price
+    FROM management.usage u, LATERAL (
+        SELECT coalesce($4::jsonb->>u.operation, $4->>'*', '0')::bigint AS free,
+               coalesce($5::jsonb->>u.operation, $5->>'*', '0')::numeric AS price
+    ) AS t
+    WHERE ($1::date IS NULL OR u.month = $1) AND ($2::text = '' OR u.account = $2) AND ($3::text = '' OR u.operation = $3)
+), page AS (
+    SELECT * FROM matching ORDER BY month DESC, account, operation LIMIT $6 OFFSET $7
+), totals AS (
+    SELECT count(*) AS total, coalesce(sum(calls), 0)::bigint AS total_calls, coalesce(sum(price), 0) AS total_price
+    FROM matching
+)
+SELECT totals.*, page.* FROM totals LEFT JOIN page ON true ORDER BY page.month DESC, page.account, page.operation;
+
+-- name: prune_usage
+-- usage_month.
+DELETE FROM management.usage WHERE month <= $1::date - make_interval(months => $2::int);
+
+-- name: prune_usage_batches
+-- Sequential: a row for each process that was started in the last days.
+DELETE FROM management.usage_batch WHERE added_at < now() - interval '1 day';

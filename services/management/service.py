@@ -22,7 +22,7 @@ from protos.gen.triglot.management.v1 import task_pb2 as tk
 from services.management import csv_table, fg, json_rows, publish
 from services.management.datasource_views import DatasourceViews
 from services.management.datasources import Datasources
-from services.management.inputs import invalid, not_found, page_of, required
+from services.management.inputs import check_instance, invalid, page_of
 from services.management.labels import LabelTables
 from services.management.models import ModelFeatures
 from services.management.offline import OfflineStore
@@ -58,8 +58,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
 
     def _check(self, request: Any) -> None:
         """Raises NotFound unless the request names this instance."""
-        if required("InstanceId", request.instance_id) != self._own.instance_id:
-            raise not_found("Instance", request.instance_id)
+        check_instance(request, self._own.instance_id)
 
     async def _instance(self) -> ins.Instance:
         made = await self._database.fetchval(QUERIES.instance)

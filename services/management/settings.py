@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.settings import SettingsModel
+from protos.gen.triglot.management.v1 import management_service_pb2
+
+# In a table of the settings: every operation that is not named.
+EVERY_OPERATION = "*"
+_OPERATIONS = management_service_pb2.DESCRIPTOR.services_by_name["ManagementService"].methods_by_name
+Calls = Annotated[int, Field(ge=0)]
+Price = Annotated[Decimal, Field(ge=0)]
 
 
 class ManagementSettings(SettingsModel):
@@ -49,3 +57,23 @@ class ManagementSettings(SettingsModel):
     calls_per_second: float = Field(
         0, ge=0, description="How many calls a second each process takes from one account. 0: any number."
     )
+    prices: dict[str, Price] = Field(
+        {EVERY_OPERATION: Decimal("0.001")},
+        description="What a call costs, by operation, as JSON; `*`: every operation that is not named.",
+    )
+    free_calls: dict[str, Calls] = Field(
+        {EVERY_OPERATION: 100},
+        description="How many calls of an operation an account has free each month, likewise.",
+    )
+    quota_calls: dict[str, Calls] = Field(
+        {}, description="How many calls of an operation are taken from an account in a month, likewise. 0: any number."
+    )
+    usage_months: int = Field(36, ge=0, description="For how many months usage is kept. 0: for ever.")
+
+    @field_validator("prices", "free_calls", "quota_calls")
+    @classmethod
+    def _known_operations(cls, table: dict[str, object]) -> dict[str, object]:
+        unknown = [name for name in table if name != EVERY_OPERATION and name not in _OPERATIONS]
+        if unknown:
+            raise ValueError(f"there is no operation {', '.join(unknown)}")
+        return table

@@ -112,6 +112,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """INVALID_ARGUMENT: a passed feature's value is no value at all: text that should be JSON and is not. Metadata: name."""
     REASON_RATE_LIMITED: _Reason.ValueType  # 90
     """RESOURCE_EXHAUSTED: the caller is over its rate limit. Metadata: retry_after_ms."""
+    REASON_QUOTA_EXCEEDED: _Reason.ValueType  # 97
+    """RESOURCE_EXHAUSTED: the account has called the operation as often as it may in a month. Metadata: retry_after_ms."""
     REASON_ANSWER_TOO_LARGE: _Reason.ValueType  # 96
     """RESOURCE_EXHAUSTED: the answer would be larger than a message may be. Metadata: limit_bytes."""
     REASON_OVERLOADED: _Reason.ValueType  # 91
@@ -222,6 +224,8 @@ REASON_INCORRECT_FEATURE_VALUE: Reason.ValueType  # 88
 """INVALID_ARGUMENT: a passed feature's value is no value at all: text that should be JSON and is not. Metadata: name."""
 REASON_RATE_LIMITED: Reason.ValueType  # 90
 """RESOURCE_EXHAUSTED: the caller is over its rate limit. Metadata: retry_after_ms."""
+REASON_QUOTA_EXCEEDED: Reason.ValueType  # 97
+"""RESOURCE_EXHAUSTED: the account has called the operation as often as it may in a month. Metadata: retry_after_ms."""
 REASON_ANSWER_TOO_LARGE: Reason.ValueType  # 96
 """RESOURCE_EXHAUSTED: the answer would be larger than a message may be. Metadata: limit_bytes."""
 REASON_OVERLOADED: Reason.ValueType  # 91

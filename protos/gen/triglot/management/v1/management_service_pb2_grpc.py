@@ -13,7 +13,6 @@ from protos.gen.triglot.management.v1 import label_table_pb2 as triglot_dot_mana
 from protos.gen.triglot.management.v1 import model_feature_pb2 as triglot_dot_management_dot_v1_dot_model__feature__pb2
 from protos.gen.triglot.management.v1 import project_pb2 as triglot_dot_management_dot_v1_dot_project__pb2
 from protos.gen.triglot.management.v1 import task_pb2 as triglot_dot_management_dot_v1_dot_task__pb2
-from protos.gen.triglot.management.v1 import usage_pb2 as triglot_dot_management_dot_v1_dot_usage__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -320,11 +319,6 @@ class ManagementServiceStub:
                 '/triglot.management.v1.ManagementService/StopTask',
                 request_serializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskRequest.SerializeToString,
                 response_deserializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskResponse.FromString,
-                _registered_method=True)
-        self.ListUsage = channel.unary_unary(
-                '/triglot.management.v1.ManagementService/ListUsage',
-                request_serializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageRequest.SerializeToString,
-                response_deserializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageResponse.FromString,
                 _registered_method=True)
 
 
@@ -723,15 +717,6 @@ class ManagementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListUsage(self, request, context):
-        """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
-        what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
-        account, but for administrators.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_ManagementServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1004,11 +989,6 @@ def add_ManagementServiceServicer_to_server(servicer, server):
                     servicer.StopTask,
                     request_deserializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskRequest.FromString,
                     response_serializer=triglot_dot_management_dot_v1_dot_task__pb2.StopTaskResponse.SerializeToString,
-            ),
-            'ListUsage': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListUsage,
-                    request_deserializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageRequest.FromString,
-                    response_serializer=triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2476,33 +2456,6 @@ class ManagementService:
             '/triglot.management.v1.ManagementService/StopTask',
             triglot_dot_management_dot_v1_dot_task__pb2.StopTaskRequest.SerializeToString,
             triglot_dot_management_dot_v1_dot_task__pb2.StopTaskResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListUsage(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/triglot.management.v1.ManagementService/ListUsage',
-            triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageRequest.SerializeToString,
-            triglot_dot_management_dot_v1_dot_usage__pb2.ListUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,7 +15,6 @@ from protos.gen.triglot.management.v1 import label_table_pb2 as _label_table_pb2
 from protos.gen.triglot.management.v1 import model_feature_pb2 as _model_feature_pb2
 from protos.gen.triglot.management.v1 import project_pb2 as _project_pb2
 from protos.gen.triglot.management.v1 import task_pb2 as _task_pb2
-from protos.gen.triglot.management.v1 import usage_pb2 as _usage_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -170,11 +169,6 @@ class ManagementServiceStub:
     """What happened in a task, by page."""
     StopTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.StopTaskRequest, _task_pb2.StopTaskResponse]
     """Ends a waiting or running task as Failure. FAILED_PRECONDITION if it has ended."""
-    ListUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRequest, _usage_pb2.ListUsageResponse]
-    """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
-    what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
-    account, but for administrators.
-    """
 
 @_typing.type_check_only
 class ManagementServiceAsyncStub(ManagementServiceStub):
@@ -308,11 +302,6 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     """What happened in a task, by page."""
     StopTask: _aio.UnaryUnaryMultiCallable[_task_pb2.StopTaskRequest, _task_pb2.StopTaskResponse]  # type: ignore[assignment]
     """Ends a waiting or running task as Failure. FAILED_PRECONDITION if it has ended."""
-    ListUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRequest, _usage_pb2.ListUsageResponse]  # type: ignore[assignment]
-    """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
-    what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
-    account, but for administrators.
-    """
 
 class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
     """The catalogue of PAI FeatureStore and its tasks: the operations of PAI's API under their own names.
@@ -767,16 +756,5 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.StopTaskResponse, _abc.Awaitable[_task_pb2.StopTaskResponse]]:
         """Ends a waiting or running task as Failure. FAILED_PRECONDITION if it has ended."""
-
-    @_abc_1.abstractmethod
-    def ListUsage(
-        self,
-        request: _usage_pb2.ListUsageRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_usage_pb2.ListUsageResponse, _abc.Awaitable[_usage_pb2.ListUsageResponse]]:
-        """How often accounts called the operations above, month by month, by page: what this process has counted so far, and
-        what others had a second ago. It is none of PAI's operations and is not counted. PERMISSION_DENIED for another's
-        account, but for administrators.
-        """
 
 def add_ManagementServiceServicer_to_server(servicer: ManagementServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
