@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from grpc.aio import AioRpcError, Metadata
 
-from chassis import errors
+from chassis import deadlines, errors
 from chassis.rpc import Endpoint, Service
 
 
@@ -122,7 +122,7 @@ async def _unary(
         if timeout_seconds is None:
             return await endpoint.serve_unary(request, shown, None, _CONTEXT)
         deadline = time.monotonic() + timeout_seconds
-        async with asyncio.timeout(timeout_seconds):
+        with deadlines.within(timeout_seconds):
             return await endpoint.serve_unary(request, shown, deadline, _CONTEXT)
     except errors.TriglotError as error:
         raise _rpc_error(error, endpoint) from None

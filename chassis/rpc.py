@@ -60,15 +60,16 @@ class Endpoint:
         checked = policy.action_prefix is not None and name not in policy.free_rpcs | policy.open_rpcs
         self._action = f"{policy.action_prefix}{name}" if checked else None
         self._behavior: Callable[[Any, Any], Any] = handler.unary_unary or handler.stream_unary
-        self._in_flight = rpc_in_flight.labels(path)
-        self._seconds: dict[grpc.StatusCode, Any] = {}
+        self._succeeded = rpc_seconds.series(path, grpc.StatusCode.OK.name)
+        self._in_flight = 0
+        rpc_in_flight.labels(path).set_function(lambda: self._in_flight)
 
     async def serve_unary(self, request: Any, metadata: Metadata, deadline: float | None, context: Any) -> Any:
         """Answer a call. `request` is a message or an iterator of them. Raises TriglotError and nothing else."""
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         call = _call(metadata, deadline)
-        self._in_flight.inc()
+        self._in_flight += 1
         token = calls.enter(call)
         try:
             if not self._open:
@@ -97,14 +98,9 @@ class Endpoint:
             raise errors.Internal(f"Internal error, request id {call.request_id}") from error
         finally:
             calls.leave(token)
-            self._in_flight.dec()
-            self._observe(code, time.perf_counter() - started)
-
-    def _observe(self, code: grpc.StatusCode, seconds: float) -> None:
-        child = self._seconds.get(code)
-        if child is None:
-            child = self._seconds[code] = rpc_seconds.labels(self.path, code.name)
-        child.observe(seconds)
+            self._in_flight -= 1
+            series = self._succeeded if code is grpc.StatusCode.OK else rpc_seconds.series(self.path, code.name)
+            series.observe(time.perf_counter() - started)
 
 
 def _refusal(unreadable: bytes) -> errors.TriglotError:

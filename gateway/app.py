@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-import types
-from collections.abc import Coroutine, Generator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import structlog
 from google.protobuf.empty_pb2 import Empty
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from chassis import calls, errors
+from chassis import calls, deadlines, errors
 from chassis.telemetry import http_seconds
 from gateway.dialect import Dialect, Row
 from gateway.exchange import Answer, Exchange
@@ -42,11 +39,14 @@ class RowEndpoint:
         # A connection on which the rest of a body may still come is of no further use.
         close = True
         try:
-            exchange.body = await _within(self._body_timeout_seconds, _body(receive, exchange, self._max_body_bytes))
+            with deadlines.within(self._body_timeout_seconds):
+                exchange.body = await _body(receive, exchange, self._max_body_bytes)
             close = False
             answer = await self._answer(exchange)
         except errors.TriglotError as error:
             answer = self._dialect.render_error(error, exchange)
+            if errors.RETRY_AFTER in error.metadata:
+                answer.headers = {**answer.headers, "retry-after": _whole_seconds(error.metadata[errors.RETRY_AFTER])}
         except Disconnected:
             return
         except TimeoutError:
@@ -57,8 +57,8 @@ class RowEndpoint:
             hidden = errors.Internal(f"Internal error, request id {exchange.request_id}")
             answer = self._dialect.render_error(hidden, exchange)
         await _send(send, answer, exchange.request_id, close=close)
-        labels = (self._dialect.name, self._row.operation, str(answer.status))
-        http_seconds.labels(*labels).observe(time.perf_counter() - started)
+        series = http_seconds.series(self._dialect.name, self._row.operation, str(answer.status))
+        series.observe(time.perf_counter() - started)
 
     async def _answer(self, exchange: Exchange) -> Answer:
         row = self._row
@@ -96,41 +96,15 @@ def _exchange(scope: Scope) -> Exchange:
     )
 
 
+def _whole_seconds(milliseconds: str) -> str:
+    """Rounded up, as a header of HTTP has it."""
+    return str(-(-int(milliseconds) // 1000))
+
+
 def _request_id(shown: str) -> str:
     """The caller's own request id if it is a sane one, else a fresh one."""
     good = 0 < len(shown) <= 128 and shown.isascii() and shown.isprintable()
     return shown if good else calls.new_request_id()
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, bytes]) -> bytes:
-    """What `work` returns. Raises TimeoutError.
-
-    Most bodies are there when they are asked for, so the timer is set when it has to be waited for, and not before: one
-    for every request costs a sixth of what a process can answer.
-    """
-    try:
-        awaited = work.send(None)
-    except StopIteration as done:
-        body: bytes = done.value
-        return body
-    async with asyncio.timeout(seconds):
-        return await _resumed(work, awaited)
-
-
-@types.coroutine
-def _resumed(work: Coroutine[Any, Any, bytes], awaited: Any) -> Generator[Any, Any, bytes]:
-    """Goes on awaiting what began to be awaited elsewhere."""
-    try:
-        while True:
-            try:
-                sent = yield awaited
-            except BaseException as thrown:
-                awaited = work.throw(thrown)
-            else:
-                awaited = work.send(sent)
-    except StopIteration as done:
-        body: bytes = done.value
-        return body
 
 
 async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
