@@ -1,56 +1,84 @@
--- Writing. Every write happens behind touch_project or ensure_project, which make the writers of a project take turns.
+-- Writing. The writers of a project take turns on its row: each write changes it, and to another moment than before.
 
 -- name: touch_project
 -- project_pkey. No row comes back without that project.
-UPDATE registry.project SET updated = clock_timestamp() WHERE name = $1 RETURNING updated;
+UPDATE registry.project SET updated = greatest(clock_timestamp(), updated + interval '1 microsecond')
+WHERE name = $1 RETURNING updated;
 
 -- name: ensure_project
 -- project_pkey.
 INSERT INTO registry.project AS p (name, uuid, updated) VALUES ($1, $2, clock_timestamp())
-ON CONFLICT (name) DO UPDATE SET updated = clock_timestamp()
+ON CONFLICT (name) DO UPDATE SET updated = greatest(clock_timestamp(), p.updated + interval '1 microsecond')
 RETURNING p.updated;
 
+-- name: before_apply
+-- project_pkey, object_key, then materialization_pkey. The object of family $2 and name $3 as it is stored, when its
+-- project was last written, and the moment of the next write. One row comes back, whatever of that there is.
+SELECT p.updated AS seen, greatest(clock_timestamp(), p.updated + interval '1 microsecond') AS now,
+    o.id, o.kind, o.proto AS content, o.state, o.version,
+    CASE WHEN o.kind IN ('featureView', 'streamFeatureView') THEN (
+        SELECT string_agg(m.proto, '' ORDER BY m.position) FROM registry.materialization m WHERE m.object_id = o.id
+    ) END AS intervals
+FROM (SELECT) one
+LEFT JOIN registry.project p ON p.name = $1
+LEFT JOIN registry.object o ON o.project = p.name AND o.family = $2 AND o.parent = '' AND o.name = $3;
+
 -- name: put_object
--- object_key. Keeps the id and the time of creation of an object that is there.
-INSERT INTO registry.object AS o (
-    project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered,
-    state, version
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-ON CONFLICT (project, family, parent, name) DO UPDATE SET
-    kind = excluded.kind, type = excluded.type, description = excluded.description, owner = excluded.owner,
-    tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered,
-    state = excluded.state, version = excluded.version
-RETURNING o.id;
-
--- name: drop_features
--- object_of_parent.
-DELETE FROM registry.object WHERE parent_id = $1 AND name <> ALL($2::text[]);
-
--- name: put_features
--- object_key. One row for each element of the arrays; features that did not change are not written.
-INSERT INTO registry.object AS o (
-    project, kind, family, parent_id, parent, position, name, sort_name, type, description, owner, tags,
-    created, updated, proto, rendered
+-- project_pkey, object_key, object_of_parent, edge_pkey. An object with its features, its version if $16, and its edges
+-- if $27. No row comes back, and nothing is written, if the project was written to since it was seen at $2. An object
+-- that is there keeps its id and its time of creation; features that did not change are not written.
+WITH turn AS (
+    UPDATE registry.project SET updated = $3 WHERE name = $1 AND updated = $2 RETURNING name
+),
+put AS (
+    INSERT INTO registry.object AS o (
+        project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered,
+        state, version
+    )
+    SELECT t.name, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $3, $3, $12, $13, $14, $15::int FROM turn t
+    ON CONFLICT (project, family, parent, name) DO UPDATE SET
+        kind = excluded.kind, type = excluded.type, description = excluded.description, owner = excluded.owner,
+        tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered,
+        state = excluded.state, version = excluded.version
+    RETURNING o.id
+),
+dropped_features AS (
+    DELETE FROM registry.object f USING put p WHERE f.parent_id = p.id AND f.name <> ALL($20::text[])
+),
+put_features AS (
+    INSERT INTO registry.object AS o (
+        project, kind, family, parent_id, parent, position, name, sort_name, type, description, owner, tags,
+        created, updated, proto, rendered
+    )
+    SELECT $1, $18, $19, p.id, $6, f.number - 1, f.name, f.sort_name, f.type, f.description, '', f.tags, $3, $3,
+        f.proto, f.rendered
+    FROM put p
+    CROSS JOIN unnest($20::text[], $21::text[], $22::text[], $23::text[], $24::jsonb[], $25::bytea[], $26::bytea[])
+        WITH ORDINALITY AS f (name, sort_name, type, description, tags, proto, rendered, number)
+    ON CONFLICT (project, family, parent, name) DO UPDATE SET
+        kind = excluded.kind, position = excluded.position, type = excluded.type, description = excluded.description,
+        tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered
+    WHERE (o.kind, o.position, o.proto) IS DISTINCT FROM (excluded.kind, excluded.position, excluded.proto)
+),
+put_version AS (
+    INSERT INTO registry.version (object_id, number, id, created, proto)
+    SELECT p.id, $15::int, $17, $3, $12 FROM put p WHERE $16
+),
+dropped_edges AS (
+    DELETE FROM registry.edge e USING put p WHERE e.object_id = p.id AND $27
+),
+-- Behind those that go, which are still there while this statement runs.
+put_edges AS (
+    INSERT INTO registry.edge (object_id, position, project, source_type, source_name, target_type, target_name)
+    SELECT p.id, l.position + e.number, $1, e.source_type, e.source_name, e.target_type, e.target_name
+    FROM put p
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(e.position), 0) AS position FROM registry.edge e WHERE e.object_id = p.id
+    ) l
+    CROSS JOIN unnest($28::text[], $29::text[], $30::text[], $31::text[])
+        WITH ORDINALITY AS e (source_type, source_name, target_type, target_name, number)
 )
-SELECT $1, $2, $3, $4, $5, f.position, f.name, f.sort_name, f.type, f.description, '', f.tags, $6, $6,
-    f.proto, f.rendered
-FROM unnest($7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::jsonb[], $13::bytea[], $14::bytea[])
-    AS f (position, name, sort_name, type, description, tags, proto, rendered)
-ON CONFLICT (project, family, parent, name) DO UPDATE SET
-    kind = excluded.kind, position = excluded.position, type = excluded.type, description = excluded.description,
-    tags = excluded.tags, updated = excluded.updated, proto = excluded.proto, rendered = excluded.rendered
-WHERE (o.kind, o.position, o.proto) IS DISTINCT FROM (excluded.kind, excluded.position, excluded.proto);
-
--- name: drop_edges
--- edge_pkey.
-DELETE FROM registry.edge WHERE object_id = $1;
-
--- name: put_edges
--- One row for each element of the arrays.
-INSERT INTO registry.edge (object_id, position, project, source_type, source_name, target_type, target_name)
-SELECT $1, e.position, $2, e.source_type, e.source_name, e.target_type, e.target_name
-FROM unnest($3::text[], $4::text[], $5::text[], $6::text[])
-    WITH ORDINALITY AS e (source_type, source_name, target_type, target_name, position);
+SELECT id FROM put;
 
 -- name: materialize_view
 -- object_key. No row comes back if there is no such view.
@@ -81,10 +109,6 @@ DELETE FROM registry.materialization WHERE object_id = $1 AND position < $2;
 -- name: set_interval
 -- materialization_pkey.
 UPDATE registry.materialization SET proto = $3, rendered = $4 WHERE object_id = $1 AND position = $2;
-
--- name: put_version
--- version_pkey.
-INSERT INTO registry.version (object_id, number, id, created, proto) VALUES ($1, $2, $3, $4, $5);
 
 -- name: next_version
 -- version_pkey.

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from chassis import errors
 from chassis.migrations import Migrations
 from chassis.postgres import Connection, Database
 from protos.gen.feast.core.FeatureView_pb2 import AVAILABLE_ONLINE, MaterializationInterval
-from protos.gen.feast.types.Value_pb2 import ValueType
 from services.registry import kinds, listing, views
-from services.registry.access import DELETE, UPDATE, WRITE_ONLINE, Access, Target, check_patterns
+from services.registry.access import DELETE, UPDATE, WRITE_ONLINE, Access
+from services.registry.applying import Applying, Plan
 from services.registry.kinds import Kind
 from services.registry.queries import QUERIES
-from services.registry.rendering import Row, feature_rows, row_of
 
 # Rows that are fetched together where everything is read.
 _BATCH = 200
@@ -68,30 +66,26 @@ class RegistryStore:
 
     # ---- writing ----
 
-    async def apply(self, kind: Kind, message: Any, project: str) -> None:
+    async def apply(self, kind: Kind, message: Any, project: str, *, taken: errors.AlreadyExists | None = None) -> None:
         """Create an object or replace the one of its name; its project is created if there is none.
 
         An equal object is not written, and the time of creation is kept. A view keeps its materialized intervals and
         its state; it gets a new version when its schema changes, and goes back to one that it asks for. A feature
         service's projections get the columns of their views. AlreadyExists if a view of another kind has the name,
         NotFound if a service selects from a view that is not there, FailedPrecondition if a view asks for one of its
-        versions and was edited as well.
+        versions and was edited as well; `taken`, if given, if there is an object of that name.
         """
-        # `feast apply` sends everything each time: what is equal is found out without taking the project's turn.
+        # Nobody is mostly in the way: then this is one read, and one statement that writes.
         async with self._database.connection() as connection:
-            await self._access.over(connection).require_to_apply(partial(_target, kind, message, project))
-            if await self._planned(connection, kind, message, project) is None:
+            if await self._applying(connection, kind, project).apply(message, taken):
                 return
         async with self._database.transaction() as connection:
-            now = await self._ensure_project(connection, project, create=kind is not kinds.PROJECT)
-            if kind is kinds.PERMISSION:
-                await check_patterns(connection, message.spec.name_patterns)
-            plan = await self._planned(connection, kind, message, project)
-            if plan is not None:
-                # Of a view that goes back to an old version, this is the old one.
-                becomes = partial(_target, kind, plan.message, project)
-                await self._access.over(connection).require_to_apply(becomes)
-                await _write(connection, kind, plan, project, now)
+            await self._take_turn(connection, project, create=kind is not kinds.PROJECT)
+            if not await self._applying(connection, kind, project).apply(message, taken):
+                raise errors.Internal(f"Project {project} was written to in another one's turn")
+
+    def _applying(self, connection: Connection, kind: Kind, project: str) -> Applying:
+        return Applying(connection, self._access.over(connection), kind, project)
 
     async def materialize(self, name: str, project: str, interval: MaterializationInterval) -> None:
         """Note that a feature view was materialized; it is then available online. Raises NotFound."""
@@ -122,53 +116,25 @@ class RegistryStore:
     async def put_infra(self, project: str, infra: bytes) -> None:
         """Replace a project's infra; the project is created if there is none."""
         async with self._database.transaction() as connection:
-            await self._ensure_project(connection, project, create=True)
+            await self._take_turn(connection, project, create=True)
             await self._access.over(connection).require_for_stored((UPDATE,), kinds.PROJECT, project, project)
             await connection.execute(QUERIES.put_infra, project, infra)
 
     async def ensure_project(self, project: str) -> None:
         """Create a project if there is none."""
         async with self._database.transaction() as connection:
-            await self._ensure_project(connection, project, create=True)
+            await self._take_turn(connection, project, create=True)
 
-    async def _ensure_project(self, connection: Connection, project: str, *, create: bool) -> datetime:
-        """Take the project's turn of writing, and say when that was. Creates its row, and its object if `create`."""
-        now: datetime | None = await connection.fetchval(QUERIES.touch_project, project)
-        if now is not None:
-            return now
+    async def _take_turn(self, connection: Connection, project: str, *, create: bool) -> None:
+        """Take the project's turn of writing. Creates its row if there is none, and its object if `create`."""
+        if await connection.fetchval(QUERIES.touch_project, project) is not None:
+            return
         now = await connection.fetchval(QUERIES.ensure_project, project, str(uuid.uuid4()))
-        assert now is not None  # noqa: S101 - an INSERT .. RETURNING answers or raises
         if create and not await connection.fetchrow(QUERIES.get_object, project, kinds.PROJECT.family, "", project):
             message: Any = kinds.PROJECT.message()
             message.spec.name = project
-            await _write(connection, kinds.PROJECT, _Plan(message, is_new=True), project, now)
-        return now
-
-    async def _planned(self, connection: Connection, kind: Kind, message: Any, project: str) -> _Plan | None:
-        """What applying a message will write; None: nothing, an equal object is stored."""
-        merged: Any = kind.message()
-        merged.CopyFrom(message)
-        spec = kind.spec(merged)
-        if kind is not kinds.PROJECT:
-            spec.project = project
-        if kind is kinds.FEATURE_SERVICE:
-            await _resolve(self._access.over(connection), spec, project)
-        stored = await connection.fetchrow(QUERIES.get_object, project, kind.family, "", spec.name)
-        if stored is not None and stored["kind"] != kind.name:
-            raise _name_taken(kind, spec.name, project, stored["kind"])
-        if kind.is_view:
-            change = await views.change(connection, kind, merged, stored)
-            return _Plan(change.definition, is_new=stored is None, change=change) if change else None
-        if kind.timed:
-            merged.meta.ClearField("created_timestamp")
-            merged.meta.ClearField("last_updated_timestamp")
-        if stored is None:
-            return _Plan(merged, is_new=True)
-        before: Any = kind.message.FromString(stored["content"])
-        if kind.timed:
-            merged.meta.created_timestamp.CopyFrom(before.meta.created_timestamp)
-            merged.meta.last_updated_timestamp.CopyFrom(before.meta.last_updated_timestamp)
-        return None if merged == before else _Plan(merged, is_new=False)
+            plan = Plan(message, is_new=True, edges=())
+            await self._applying(connection, kinds.PROJECT, project).write(plan, now, now)
 
     # ---- reading ----
 
@@ -262,12 +228,6 @@ class RegistryStore:
         return await self._access.absent(missing, project, kind.family, parent, name)
 
 
-def _target(kind: Kind, message: Any, project: str) -> Target:
-    """An object as it is judged before it is applied."""
-    row = row_of(kind, message, project)
-    return Target(kind, project, row.name, row.tags, row.rendered)
-
-
 def _missing(kind: Kind, name: str, project: str, parent: str) -> errors.NotFound:
     if not parent:
         return kind.missing(name, project)
@@ -292,126 +252,3 @@ def _whole_message(kind: Kind, row: asyncpg.Record) -> bytes:
 
 def _whole_json(kind: Kind, row: asyncpg.Record) -> bytes:
     return views.whole_json(row) if kind.is_view else bytes(row["content"])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What an apply will write: the message as it should be stored, but for the times that a write sets."""
-
-    message: Any
-    is_new: bool
-    change: views.Change | None = None  # of views
-
-
-def _name_taken(kind: Kind, name: str, project: str, stored: str) -> errors.AlreadyExists:
-    return errors.AlreadyExists(
-        f"Feature view name '{name}' is already used by a {stored}. Cannot register a {kind.name} with the same name.",
-        reason="FEATURE_VIEW_NAME_CONFLICT",
-        name=name,
-        project=project,
-    )
-
-
-async def _resolve(access: Access, service: Any, project: str) -> None:
-    """Give a feature service's projections the columns of their views.
-
-    NotFound if there is no such view or version that the caller may read: the service would show its columns.
-    """
-    names = [projection.feature_view_name for projection in service.features]
-    rows = {row["name"]: row for row in await access.fetch(QUERIES.get_views, project, names)}
-    for projection in service.features:
-        name = projection.feature_view_name
-        if name not in rows:
-            raise errors.NotFound(
-                f"Feature view '{name}' not found in project '{project}'",
-                reason=kinds.FEATURE_VIEW.reason,
-                name=name,
-                project=project,
-            )
-        kind = kinds.BY_NAME[rows[name]["kind"]]
-        if not projection.view_type and kind is kinds.LABEL_VIEW:
-            projection.view_type = kind.name
-        proto = rows[name]["proto"]
-        if projection.HasField("version_tag"):
-            version = await views.version(access, name, project, projection.version_tag)
-            proto = version.proto if version else proto
-        view: Any = kind.message.FromString(proto)
-        if not projection.feature_columns:
-            projection.feature_columns.extend(view.spec.features)
-        features = {feature.name: feature for feature in view.spec.features}
-        for column in projection.feature_columns:
-            if column.value_type == ValueType.INVALID:
-                if column.name not in features:
-                    raise errors.InvalidArgument(f"Feature view {name} has no feature {column.name}", field="features")
-                column.CopyFrom(features[column.name])
-
-
-async def _write(connection: Connection, kind: Kind, plan: _Plan, project: str, now: datetime) -> None:
-    """Write an object with all that follows from its definition: its row, its features, its versions, its edges."""
-    message = plan.message
-    if kind.timed:
-        message.meta.last_updated_timestamp.FromDatetime(now)
-        if plan.is_new:
-            message.meta.created_timestamp.FromDatetime(now)
-    row = row_of(kind, message, project)
-    object_id: int = await connection.fetchval(
-        QUERIES.put_object,
-        project,
-        kind.name,
-        kind.family,
-        row.name,
-        row.name.lower(),
-        row.type,
-        row.description,
-        row.owner,
-        row.tags,
-        now,
-        now,
-        row.proto,
-        row.rendered,
-        plan.change.state if plan.change else 0,
-        plan.change.version if plan.change else None,
-    )
-    if plan.change:
-        await _put_features(connection, object_id, kind, message, now, is_new=plan.is_new)
-        await views.store_change(connection, object_id, plan.change, now)
-    edges = list(kinds.edges(kind, message))
-    if not plan.is_new:
-        await connection.execute(QUERIES.drop_edges, object_id)
-    if edges:
-        await connection.execute(
-            QUERIES.put_edges, object_id, project, *(list(column) for column in zip(*edges, strict=True))
-        )
-
-
-async def _put_features(
-    connection: Connection, view_id: int, kind: Kind, view: Any, now: datetime, *, is_new: bool
-) -> None:
-    project = view.spec.project
-    feature_kind, rows = feature_rows(kind, view, project)
-    if not is_new:
-        await connection.execute(QUERIES.drop_features, view_id, [row.name for row in rows])
-    if rows:
-        await connection.execute(
-            QUERIES.put_features,
-            project,
-            feature_kind.name,
-            feature_kind.family,
-            view_id,
-            view.spec.name,
-            now,
-            *_columns(rows),
-        )
-
-
-def _columns(rows: Sequence[Row]) -> Sequence[Sequence[Any]]:
-    return (
-        list(range(len(rows))),
-        [row.name for row in rows],
-        [row.name.lower() for row in rows],
-        [row.type for row in rows],
-        [row.description for row in rows],
-        [row.tags for row in rows],
-        [row.proto for row in rows],
-        [row.rendered for row in rows],
-    )

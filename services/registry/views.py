@@ -6,7 +6,6 @@ row of its own and two columns, however long the view's definition is.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -146,33 +145,23 @@ class Change:
     intervals: Sequence[MaterializationInterval]  # to add
 
 
-async def change(connection: Connection, kind: Kind, sent: Any, stored: asyncpg.Record | None) -> Change | None:
-    """What applying `sent` changes about a view, given its row if it has one; None: nothing.
+async def change(
+    connection: Connection, kind: Kind, sent: Any, stored: asyncpg.Record | None, before: Any
+) -> Change | None:
+    """What applying `sent` changes about a view, given its row and its definition if it has them; None: nothing.
 
     An apply takes away neither intervals nor, if it brings none, the state. A pin to a version that exists restores
     that version. FailedPrecondition, reason FEATURE_VIEW_PIN_CONFLICT, if the definition was edited as well.
     """
     wanted = _definition(sent)
-    before = None
-    if stored is not None:
-        before = _definition(kind.message.FromString(stored["content"]))
     definition, version, is_new = await _versioned(connection, kind, wanted, before, stored)
     state = getattr(sent.meta, "state", 0) or (stored["state"] if stored is not None else 0)
     intervals = _unknown_intervals(kind, sent, stored["intervals"] if stored is not None else None)
-    if before is not None and stored is not None and not intervals and not is_new:
+    if stored is not None and not intervals and not is_new:
         same = _in_order(definition) == _in_order(before)
         if same and (state, version) == (stored["state"], stored["version"]):
             return None
     return Change(definition, state, version, is_new, intervals)
-
-
-async def store_change(connection: Connection, view_id: int, made: Change, now: datetime) -> None:
-    """Write the rows that a change adds to those of the view itself."""
-    if made.is_new_version:
-        proto = made.definition.SerializeToString(deterministic=True)
-        await connection.execute(QUERIES.put_version, view_id, made.version, str(uuid.uuid4()), now, proto)
-    if made.intervals:
-        await add_intervals(connection, view_id, made.intervals)
 
 
 async def add_intervals(connection: Connection, view_id: int, intervals: Iterable[MaterializationInterval]) -> None:

@@ -50,7 +50,7 @@ APPLY = {
 DERIVED = (
     "SELECT kind, family, parent, position, name, type, description, owner, tags FROM registry.object"
     " WHERE project = $1 AND kind <> 'project' ORDER BY family, parent, name",
-    "SELECT o.kind, o.name, e.position, e.source_type, e.source_name, e.target_type, e.target_name"
+    "SELECT o.kind, o.name, e.source_type, e.source_name, e.target_type, e.target_name"
     " FROM registry.edge e JOIN registry.object o ON o.id = e.object_id"
     " WHERE e.project = $1 ORDER BY o.family, o.name, e.position",
     "SELECT kind, objects FROM registry.tally WHERE project = $1 AND objects <> 0 ORDER BY kind",
