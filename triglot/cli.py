@@ -20,7 +20,6 @@ from typing import Annotated
 import orjson
 import typer
 from pydantic import SecretStr
-from rich.console import Console
 
 from chassis import errors
 from chassis.identity.store import IdentityStore
@@ -30,7 +29,10 @@ from chassis.principals import Principal
 from chassis.secretbox import SecretBox
 from chassis.server import explained
 from chassis.settings import Settings
+from triglot import tasks, usage
+from triglot.deployment import read_endpoints
 from triglot.schemas import SCHEMAS
+from triglot.terminal import DEFAULT_DATA_DIR, AsJson, DataDir, console, print_json
 
 app = typer.Typer(
     help="Triglot: one feature store that speaks Feast, Hopsworks and PAI FeatureStore.",
@@ -45,11 +47,8 @@ serve = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(serve, name="serve")
-console = Console(highlight=False)
-
-DataDir = Annotated[Path, typer.Option("--data-dir", help="Where the embedded servers keep their data.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_DEFAULT_DATA_DIR = Path(".triglot")
+app.add_typer(tasks.app, name="tasks")
+app.command()(usage.usage)
 
 
 Certificate = Annotated[str | None, typer.Option("--cert", "-c", help="PEM file of the certificate chain, for TLS.")]
@@ -63,7 +62,7 @@ def _override(**given: object) -> None:
 
 @app.command()
 def up(
-    data_dir: DataDir = _DEFAULT_DATA_DIR,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
     sample: Annotated[bool, typer.Option(help="Load the flights of 2013 on the first start.")] = True,
     auth: Annotated[bool, typer.Option(help="Ask every caller for a key. Without it: loopback only.")] = True,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
@@ -138,7 +137,7 @@ _add_role("gateway", "gateway.__main__", "REST of all three dialects, in front o
 
 
 @app.command(name="migrate")
-def migrate_command(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
+def migrate_command(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Bring the database's schemas up to date. Safe to run at any time, by any number of processes."""
     settings = _settings(data_dir)
     url, setting = settings.direct_postgres
@@ -147,12 +146,9 @@ def migrate_command(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
 
 
 @app.command()
-def endpoints(data_dir: DataDir = _DEFAULT_DATA_DIR) -> None:
+def endpoints(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Print what `triglot up` offers right now, as JSON: addresses, keys, one call that works."""
-    path = data_dir / "endpoints.json"
-    if not path.exists():
-        raise errors.CannotStart(f"nothing runs on {data_dir}: start it with `triglot up`")
-    sys.stdout.write(path.read_text() + "\n")
+    sys.stdout.write(orjson.dumps(read_endpoints(data_dir), option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 @app.command()
@@ -171,7 +167,7 @@ def create_key(
     role: Annotated[list[str] | None, typer.Option(help="Role, for Feast's permissions.")] = None,
     administrator: Annotated[bool, typer.Option("--administrator", help="May do everything.")] = False,
     days: Annotated[int | None, typer.Option(min=1, help="Days until the key expires.")] = None,
-    data_dir: DataDir = _DEFAULT_DATA_DIR,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Make an API key. It is printed once and cannot be read again.
 
@@ -200,7 +196,7 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(data_dir: DataDir = _DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
+def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
     """List API keys: prefix, principal, expiry. Never their secrets."""
 
     async def listed() -> list[dict[str, str]]:
@@ -217,7 +213,7 @@ def list_keys(data_dir: DataDir = _DEFAULT_DATA_DIR, as_json: AsJson = False) ->
 
     found = asyncio.run(listed())
     if as_json:
-        sys.stdout.write(orjson.dumps(found).decode() + "\n")
+        print_json(found)
         return
     for key in found:
         console.print(f"{key['prefix']}  {key['principal']:<24} created {key['created']}  expires {key['expires']}")
@@ -225,7 +221,7 @@ def list_keys(data_dir: DataDir = _DEFAULT_DATA_DIR, as_json: AsJson = False) ->
 
 @keys.command("revoke")
 def revoke_key(
-    prefix: Annotated[str, typer.Argument(help="The key's first 16 characters.")], data_dir: DataDir = _DEFAULT_DATA_DIR
+    prefix: Annotated[str, typer.Argument(help="The key's first 16 characters.")], data_dir: DataDir = DEFAULT_DATA_DIR
 ) -> None:
     """Make an API key useless, in every process within ten seconds."""
 

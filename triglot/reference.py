@@ -21,6 +21,7 @@ from gateway.settings import GatewaySettings
 from services.management.settings import ManagementSettings
 from services.registry.settings import RegistrySettings
 from services.serving.settings import ServingSettings
+from triglot.deployment import CallerSettings
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 MODELS: tuple[tuple[str, type[SettingsModel]], ...] = (
@@ -31,6 +32,7 @@ MODELS: tuple[tuple[str, type[SettingsModel]], ...] = (
     ("Registry", RegistrySettings),
     ("Serving", ServingSettings),
     ("Management and its worker", ManagementSettings),
+    ("Commands that call a deployment", CallerSettings),
 )
 _INTRODUCTION = """# Configuration
 

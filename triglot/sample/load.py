@@ -15,7 +15,7 @@ import httpx2
 import orjson
 import pyarrow.parquet
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
 from chassis import calls, datatypes
 from chassis.errors import CannotStart
@@ -23,6 +23,7 @@ from chassis.inprocess import InProcessChannel
 from triglot.sample import definitions, tour
 from triglot.sample.tables import PROJECT, TABLES, Table, write_tables
 from triglot.stack import Stack
+from triglot.terminal import bars
 
 __all__ = ["PROJECT", "ensure"]
 
@@ -75,14 +76,7 @@ class _Loader:
         self._root = root
         self._metadata = calls.bearer(endpoints["api_key"])
         self._headers = {"Authorization": f"Bearer {endpoints['api_key']}"} if endpoints["api_key"] else {}
-        self._progress = Progress(
-            TextColumn("  {task.description:<16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
+        self._progress = bars(console)
 
     async def run(self) -> dict[str, str]:
         """Load everything; the ids of PAI's feature views by name."""
