@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import redis.asyncio
-import redis.asyncio.cluster
 import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from chassis import errors
+from chassis.redis_nodes import Cluster
 from chassis.settings import Settings
 from chassis.telemetry import log
 
-Client = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
+Client = redis.asyncio.Redis | Cluster
 
 # To one server. Whoever uses the client must be content with fewer: one too many is not waited for, it fails.
 _MAX_CONNECTIONS = 64
@@ -53,15 +53,18 @@ def _client(settings: Settings) -> Client:
     # One more attempt at once, for a connection that a restarted server left behind. The driver's own default waits
     # for seconds, and callers would rather know.
     retry = Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
-    kind = redis.asyncio.cluster.RedisCluster if settings.redis_cluster else redis.asyncio.Redis
-    try:
-        return kind.from_url(
+
+    def connect(url: str) -> redis.asyncio.Redis:
+        return redis.asyncio.Redis.from_url(
             url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             retry=retry,
             max_connections=_MAX_CONNECTIONS,
         )
+
+    try:
+        return Cluster(url, timeout, connect) if settings.redis_cluster else connect(url)
     except ValueError:  # its text may show a part of the password
         raise errors.WrongSetting("TRIGLOT_REDIS_URL is no URL such as redis://:password@host:6379/0") from None
 
@@ -72,15 +75,15 @@ async def translated() -> AsyncIterator[None]:
     try:
         yield
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-        _complain(error)
+        report(error)
         raise errors.Unavailable("Redis did not answer", dependency="redis") from error
 
 
 _complained: dict[str, float] = {}
 
 
-def _complain(error: BaseException) -> None:
-    """Log an error, but each kind of them from time to time only: while Redis is away every request meets it."""
+def report(error: BaseException) -> None:
+    """Log what Redis did not do, but each kind from time to time only: while it is away every request meets it."""
     kind, now = type(error).__name__, time.monotonic()
     if now - _complained.get(kind, float("-inf")) >= _COMPLAINT_SECONDS:
         _complained[kind] = now

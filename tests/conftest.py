@@ -18,6 +18,7 @@ from chassis.postgres import Database, open_database
 from chassis.principals import Principal
 from chassis.secretbox import SecretBox, new_key
 from chassis.settings import Settings
+from tests.cluster import RedisCluster, running_cluster
 from tests.patience import until
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 from triglot.schemas import SCHEMAS
@@ -54,6 +55,19 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     finally:
         for server in embedded:
             server.destroy()
+
+
+@pytest.fixture(scope="session")
+def _cluster_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(_cluster_of_the_run: RedisCluster) -> RedisCluster:
+    """A Redis Cluster of three primaries and three replicas, whole and empty whatever the test before did to it."""
+    _cluster_of_the_run.mend()
+    return _cluster_of_the_run
 
 
 async def _make_template(postgres_url: str) -> tuple[str, tuple[str, str]]:

@@ -2,8 +2,7 @@
 
 Key: `<prefix>:<row set>:<canonical key>`. Value: what the row's event time sorts by (digits, or nothing), then one JSON
 fragment a column, separated by line breaks. A row with fewer fragments than its group has columns was written before
-those were appended. No command touches two keys but the one that reads many on a single server, so everything works
-on a cluster.
+those were appended. On a cluster every command touches one key; what one of its nodes does not answer is lost alone.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,14 +20,17 @@ import redis.asyncio
 import redis.exceptions
 
 from chassis import errors
-from chassis.redis import Client, translated
+from chassis.redis import Client, report, translated
+from chassis.redis_nodes import Address, Cluster, exchange
 
 SEPARATOR = b"\n"
+# Stands in the place of a row that was not answered. A row is never as short as that.
+LOST = b""
 
 _READS_IN_FLIGHT = 2
 _WRITES_IN_FLIGHT = 8
-# Connections that all callers together take at a time, however many they are: reads and writes as above, one to ping,
-# one to remove, one to measure.
+# Connections to one server that all callers together take at a time, however many they are: reads and writes as above,
+# one to ping, one to remove, one to measure.
 MOST_CONNECTIONS = _READS_IN_FLIGHT + _WRITES_IN_FLIGHT + 3
 _WRITE_CHUNK = 1_000
 _WRITE_ATTEMPTS = 5
@@ -63,6 +65,17 @@ class Sample(NamedTuple):
     whole: bool
 
 
+class PartlyUnavailable(errors.Unavailable):
+    """Some rows were read. `found` has LOST for the others."""
+
+    def __init__(self, found: Sequence[bytes | None]) -> None:
+        super().__init__(_NO_ANSWER, dependency="redis")
+        self.found = found
+
+
+_NO_ANSWER = "Redis did not answer"
+
+
 class Rows:
     """The rows of all groups. Raises Unavailable, dependency redis, when Redis does not answer."""
 
@@ -70,9 +83,11 @@ class Rows:
         self._client: Any = client
         self._single = isinstance(client, redis.asyncio.Redis)
         self._key_prefix = key_prefix
-        self._reads = _Coalescer(self._get_many, max_read_keys)
+        self._reads: _Coalescer | _ByNode = (
+            _ByNode(client, max_read_keys) if isinstance(client, Cluster) else _Coalescer(self._get_many, max_read_keys)
+        )
         self._writes = asyncio.Semaphore(_WRITES_IN_FLIGHT)
-        self._newer_wins = ""
+        self._newer_wins = b""
         self._pinging = asyncio.Lock()
         self._last_good_ping = float("-inf")
 
@@ -96,19 +111,16 @@ class Rows:
     # Reading
 
     async def read(self, keys: list[bytes]) -> Sequence[bytes | None]:
-        """The values of whole keys, in their order. Concurrent reads share round trips."""
+        """The values of whole keys, in their order. Concurrent reads share round trips.
+
+        Raises PartlyUnavailable if nodes of a cluster did not answer, but others did.
+        """
         return await self._reads.read(keys)
 
     async def _get_many(self, keys: list[bytes]) -> Sequence[bytes | None]:
         async with translated():
-            if self._single:
-                found: list[bytes | None] = await self._ask((b"MGET", *keys))
-                return found
-            pipeline = self._pipeline()
-            for key in keys:
-                pipeline.execute_command("GET", key)
-            answers: list[bytes | None] = await pipeline.execute()
-            return answers
+            found: list[bytes | None] = await self._ask((b"MGET", *keys))
+            return found
 
     async def _ask(self, command: tuple[bytes, ...]) -> Any:
         """A single server's answer. The driver's own way packs a command word by word in Python; this takes C."""
@@ -161,23 +173,21 @@ class Rows:
             pairs[::2], pairs[1::2] = keys, values
             await self._ask((b"MSET", *pairs))
             return
-        pipeline = self._pipeline()
-        options = ("PX", time_to_live_ms) if time_to_live_ms else ()
-        for key, value in zip(keys, values, strict=True):
-            pipeline.execute_command("SET", key, value, *options)
-        await pipeline.execute()
+        options = (b"PX", b"%d" % time_to_live_ms) if time_to_live_ms else ()
+        await self._each(keys, ((b"SET", key, value, *options) for key, value in zip(keys, values, strict=True)))
 
     async def _set_newer(self, keys: Sequence[bytes], values: Sequence[bytes], time_to_live_ms: int) -> None:
         if not self._newer_wins:
-            self._newer_wins = await self._client.script_load(_NEWER_WINS)
+            names = [await server.script_load(_NEWER_WINS) for server in await self._servers()]
+            # Not before all know it.
+            self._newer_wins = names[0].encode()
+        name, time_to_live = self._newer_wins, b"%d" % time_to_live_ms
+        commands = ((b"EVALSHA", name, b"1", *row, time_to_live) for row in zip(keys, values, strict=True))
         try:
-            pipeline = self._pipeline()
-            for key, value in zip(keys, values, strict=True):
-                pipeline.execute_command("EVALSHA", self._newer_wins, 1, key, value, time_to_live_ms)
-            await pipeline.execute()
+            await self._each(keys, commands)
         except redis.exceptions.NoScriptError:
             # A server that was restarted, or a new primary, has forgotten it: the next attempt loads it again.
-            self._newer_wins = ""
+            self._newer_wins = b""
             raise
 
     async def delete(self, keys: Sequence[bytes]) -> int:
@@ -188,9 +198,22 @@ class Rows:
                 deleted += await self._unlink(keys[start : start + _WRITE_CHUNK])
         return deleted
 
-    def _pipeline(self) -> Any:
-        """For `execute_command` only: on a cluster some of the named commands are coroutines that queue nothing."""
-        return self._client.pipeline(transaction=False) if self._single else self._client.pipeline()
+    async def _each(self, keys: Sequence[bytes], commands: Iterable[tuple[bytes, ...]]) -> list[Any]:
+        """The answer to a command for each key. Raises the first that is an error."""
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        if self._single:
+            answers = await exchange(self._client, b"".join(packed), len(packed))
+        else:
+            answers = await self._client.each(keys, packed)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def _servers(self) -> Sequence[redis.asyncio.Redis]:
+        """Those that together hold all rows."""
+        servers: Sequence[redis.asyncio.Redis] = [self._client] if self._single else await self._client.primaries()
+        return servers
 
     async def remove(self, row_set: int) -> int:
         """Remove all keys of a row set that nobody reads or writes any more; how many there were. Idempotent."""
@@ -198,11 +221,12 @@ class Rows:
         match = self.prefix(row_set) + b"*"
         batch: list[bytes] = []
         async with translated():
-            async for key in self._client.scan_iter(match=match, count=_SCAN_COUNT):
-                batch.append(key)
-                if len(batch) >= _SCAN_COUNT:
-                    removed += await self._unlink(batch)
-                    batch = []
+            for server in await self._servers():
+                async for key in server.scan_iter(match=match, count=_SCAN_COUNT):
+                    batch.append(key)
+                    if len(batch) >= _SCAN_COUNT:
+                        removed += await self._unlink(batch)
+                        batch = []
             removed += await self._unlink(batch)
         return removed
 
@@ -217,28 +241,27 @@ class Rows:
         examples: dict[int, list[bytes]] = {}
         whole = True
         async with translated():
-            await self._client.initialize()
-            nodes = [self._client] if self._single else self._client.get_primaries()
-            for node in nodes:
-                found, weight = await self._scan(node, max(1, max_scans // len(nodes)), examples)
+            servers = await self._servers()
+            for server in servers:
+                found, weight = await self._scan(server, max(1, max_scans // len(servers)), examples)
                 whole = whole and weight == 1.0
                 for row_set, count in found.items():
                     rows[row_set] += round(count * weight)
         return Sample(rows, examples, whole)
 
-    async def _scan(self, node: Any, scans: int, examples: dict[int, list[bytes]]) -> tuple[Counter[int], float]:
-        """Keys of each row set that were found on a node, and how many there each of them stands for."""
+    async def _scan(self, server: Any, scans: int, examples: dict[int, list[bytes]]) -> tuple[Counter[int], float]:
+        """Keys of each row set that were found on a server, and how many there each of them stands for."""
         begins = re.compile(re.escape(self._key_prefix).encode() + rb":([0-9]{1,18}):")
         # While Redis grows or shrinks its table it may show a key twice.
         seen: set[bytes] = set()
         weight, cursor = 1.0, 0
         for _ in range(scans):
-            cursor, keys = await node.execute_command("SCAN", cursor, "COUNT", _SCAN_COUNT)
+            cursor, keys = await server.execute_command("SCAN", cursor, "COUNT", _SCAN_COUNT)
             seen.update(keys)
             if not cursor:
                 break
         else:
-            weight = max(1.0, await node.execute_command("DBSIZE") / max(len(seen), 1))
+            weight = max(1.0, await server.execute_command("DBSIZE") / max(len(seen), 1))
         found: Counter[int] = Counter()
         for match in filter(None, map(begins.match, seen)):
             row_set = int(match[1])
@@ -251,10 +274,7 @@ class Rows:
     async def average_bytes(self, keys: Sequence[bytes]) -> float:
         """Of keys and values of rows."""
         async with translated():
-            pipeline = self._pipeline()
-            for key in keys:
-                pipeline.execute_command("STRLEN", key)
-            sizes = await pipeline.execute() if keys else []
+            sizes = await self._each(keys, ((b"STRLEN", key) for key in keys)) if keys else []
         return float(sum(sizes) + sum(map(len, keys))) / max(len(keys), 1)
 
     async def _unlink(self, keys: Sequence[bytes]) -> int:
@@ -262,10 +282,7 @@ class Rows:
             return 0
         if self._single:
             return int(await self._client.unlink(*keys))
-        pipeline = self._pipeline()
-        for key in keys:
-            pipeline.execute_command("UNLINK", key)
-        return sum(await pipeline.execute())
+        return sum(await self._each(keys, ((b"UNLINK", key) for key in keys)))
 
 
 async def _together(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -298,6 +315,11 @@ class _Coalescer:
         self._waiting: list[tuple[list[bytes], asyncio.Future[Sequence[bytes | None]]]] = []
         self._in_flight: set[asyncio.Task[None]] = set()
         self._scheduled = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for rows."""
+        return bool(self._waiting or self._in_flight)
 
     async def read(self, keys: list[bytes]) -> Sequence[bytes | None]:
         if not keys:
@@ -350,6 +372,49 @@ class _Coalescer:
             rows = list(islice(found, len(part)))
             if not future.done():
                 future.set_result(rows)
+
+
+class _ByNode:
+    """Reads of a cluster: gathered for each node on its own, so that one that is slow or gone holds up its own keys."""
+
+    def __init__(self, cluster: Cluster, max_keys: int) -> None:
+        self._cluster = cluster
+        self._max_keys = max_keys
+        self._nodes: dict[Address | None, _Coalescer] = {}
+
+    async def read(self, keys: list[bytes]) -> Sequence[bytes | None]:
+        of_node: defaultdict[Address | None, list[int]] = defaultdict(list)
+        for position, key in enumerate(keys):
+            of_node[self._cluster.owner(key)].append(position)
+        found: list[bytes | None] = [LOST] * len(keys)
+        parts = [(positions, [keys[each] for each in positions]) for positions in of_node.values()]
+        reads = [self._node(node).read(part) for node, (_, part) in zip(of_node, parts, strict=True)]
+        for (positions, _), answers in zip(parts, await asyncio.gather(*reads), strict=True):
+            for position, answer in zip(positions, answers, strict=True):
+                found[position] = answer
+        if LOST in found:
+            if all(row == LOST for row in found):
+                raise errors.Unavailable(_NO_ANSWER, dependency="redis")
+            raise PartlyUnavailable(found)
+        return found
+
+    def _node(self, address: Address | None) -> _Coalescer:
+        coalescer = self._nodes.get(address)
+        if coalescer is None:
+            # Nodes come and go.
+            nodes = self._cluster.addresses
+            self._nodes = {known: each for known, each in self._nodes.items() if known in nodes or each.busy}
+            coalescer = self._nodes[address] = _Coalescer(self._get_each, self._max_keys)
+        return coalescer
+
+    async def _get_each(self, keys: list[bytes]) -> Sequence[bytes | None]:
+        packed = [b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key) for key in keys]
+        answers = await self._cluster.each(keys, packed)
+        failed = [position for position, answer in enumerate(answers) if isinstance(answer, Exception)]
+        for position in failed:
+            report(answers[position])
+            answers[position] = LOST
+        return answers
 
 
 def _copy(error: BaseException) -> errors.TriglotError:

@@ -11,22 +11,22 @@ from chassis.datatypes import DataType
 from services.serving import keys
 from services.serving.fragments import NULL
 from services.serving.plans import Plan, Read
-from services.serving.rows import SEPARATOR, Rows
+from services.serving.rows import LOST, SEPARATOR, PartlyUnavailable, Rows
 
 # Names and JSON texts of values: bytes, or msgspec.Raw, which becomes bytes when it is looked at.
 Entry = Mapping[str, Any]
 
-FOUND, KEY_WRONG, NO_ROW = 200, 400, 404
+FOUND, KEY_WRONG, NO_ROW, NOT_READ = 200, 400, 404, 500
 
 
 class Vectors(NamedTuple):
     """Vectors in the order of their entries. All three are of equal length."""
 
-    # The fragments of each; None if its entry was wrong.
+    # The fragments of each; None if its entry was wrong, or one of its rows could not be read.
     fragments: list[Sequence[bytes] | None]
     # Whether each had all its rows.
     complete: Sequence[bool]
-    # FOUND, KEY_WRONG or NO_ROW for each read of each vector; empty if not asked for.
+    # FOUND, KEY_WRONG, NO_ROW or NOT_READ for each read of each vector; empty if not asked for.
     statuses: Sequence[Sequence[int]]
 
 
@@ -53,16 +53,17 @@ async def read(
 ) -> Vectors:
     """The vectors of at least one entry. `passed` is empty, or has an item for each.
 
-    A wrong entry raises InvalidArgument, or with `lenient` fails its own vector only. A null anywhere raises.
+    A wrong entry raises InvalidArgument, and a row that cannot be read Unavailable; with `lenient` either fails its own
+    vector only, unless no vector is left. A null anywhere raises.
     """
     require_readable(plan)
     _refuse_null_features(passed)
     lookups = (None if passed and validate else _usual(plan, entries)) or _unusual(
         plan, entries, passed if validate else (), lenient=lenient
     )
-    found = await _read_rows(rows, lookups.keys)
+    found, lost = await _read_rows(rows, lookups.keys, lenient=lenient)
     fragments = _fragments(plan, found, lookups, len(entries))
-    for position in lookups.failed:
+    for position in (*lookups.failed, *lost):
         fragments[position] = None
     _overlay(plan, fragments, passed)
     return Vectors(
@@ -165,10 +166,29 @@ def _row_key(read: Read, entry: Mapping[str, bytes], echo: list[bytes]) -> bytes
     return read.key_prefix + keys.join(parts, read.key_types) if len(parts) == len(read.parts) else None
 
 
-async def _read_rows(rows: Rows, row_keys: Sequence[Sequence[bytes | None]]) -> list[Sequence[bytes | None]]:
-    """For each read, the row of each entry; None where there is no key or no row. One round trip for all."""
+async def _read_rows(
+    rows: Rows, row_keys: Sequence[Sequence[bytes | None]], *, lenient: bool
+) -> tuple[list[Sequence[bytes | None]], Collection[int]]:
+    """For each read, the row of each entry; None where there is no key or no row. One round trip for all.
+
+    And the entries of which a row could not be read, where it is LOST.
+    """
     wanted = [key for column in row_keys for key in column if key is not None]
-    found = iter(await rows.read(wanted))
+    try:
+        answers = await rows.read(wanted)
+    except PartlyUnavailable as error:
+        columns = _columns(error.found, wanted, row_keys)
+        lost = {position for column in columns for position, row in enumerate(column) if row == LOST}
+        if not lenient or len(lost) == len(row_keys[0]):
+            raise
+        return columns, lost
+    return _columns(answers, wanted, row_keys), ()
+
+
+def _columns(
+    answers: Sequence[bytes | None], wanted: Sequence[bytes], row_keys: Sequence[Sequence[bytes | None]]
+) -> list[Sequence[bytes | None]]:
+    found = iter(answers)
     if len(wanted) == sum(map(len, row_keys)):
         return [list(islice(found, len(column))) for column in row_keys]
     return [[None if key is None else next(found) for key in column] for column in row_keys]
@@ -212,7 +232,7 @@ def _statuses(found: Sequence[Sequence[bytes | None]], lookups: Lookups, entries
 
 def _column_statuses(rows: Sequence[bytes | None], row_keys: Sequence[bytes | None]) -> list[int]:
     return [
-        FOUND if row is not None else NO_ROW if key is not None else KEY_WRONG
+        FOUND if row else NOT_READ if row is not None else NO_ROW if key is not None else KEY_WRONG
         for row, key in zip(rows, row_keys, strict=True)
     ]
 

@@ -1,77 +1,33 @@
-"""The same service on a real Redis Cluster of three primaries."""
+"""The same service on a real Redis Cluster of three primaries and three replicas."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
-import redis
 
+from chassis import errors
 from chassis.redis import open_redis
 from chassis.settings import Settings
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.value_pb2 import Value
 from services.serving.rows import Rows
-from tests.patience import eventually, until
-from tests.ports import reserved_ports
+from tests.cluster import PASSWORD, RedisCluster
+from tests.patience import until
 from tests.serving.conftest import MERGE, Client
 from tests.serving.test_rows import use_at_once
-from triglot.embedded import binaries
-
-SLOTS = 16_384
 
 
-@pytest.fixture(scope="module")
-def ports() -> Iterator[list[int]]:
-    with reserved_ports(3, also=10_000) as reserved:  # there the nodes talk to each other
-        yield reserved
+@pytest.fixture
+def settings(settings: Settings, cluster: RedisCluster) -> Settings:
+    """Settings of a process whose rows lie in the cluster."""
+    return settings.model_copy(update={"redis_url": type(settings.redis_url)(cluster.url), "redis_cluster": True})
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[str]:
-    """Its URL. No tool forms it but a few commands."""
-    program = str(binaries.find_redis().path)
-    nodes = []
-    try:
-        for port in ports:
-            folder: Path = tmp_path_factory.mktemp(f"node{port}")
-            command = [program, "--port", str(port), "--cluster-enabled", "yes", "--dir", str(folder), "--save", ""]
-            nodes.append(subprocess.Popen([*command, "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL))
-        clients = [redis.Redis(port=port) for port in ports]
-        for number, client in enumerate(clients):
-            wait_for(client.ping)
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(number * SLOTS // 3, (number + 1) * SLOTS // 3))
-            client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
-        for client in clients:
-            wait_for(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))  # noqa: B023
-            client.close()
-        yield f"redis://127.0.0.1:{ports[0]}"
-    finally:
-        for node in nodes:
-            node.kill()
-            node.wait()
-
-
-def wait_for(ready: Callable[[], Any]) -> None:
-    def answered() -> bool:
-        try:
-            return bool(ready())
-        except redis.RedisError:
-            return False
-
-    assert eventually(answered)
-
-
-async def test_rows_of_all_nodes(
-    open_stack: Callable[..., Any], settings: Settings, cluster: str, ports: list[int]
-) -> None:
-    url = type(settings.redis_url)(cluster)
-    own = settings.model_copy(update={"redis_url": url, "redis_cluster": True})
-    async with open_stack(settings=own, sweep_seconds=0.1) as stack:
+async def test_rows_of_all_nodes(open_stack: Callable[..., Any], cluster: RedisCluster) -> None:
+    async with open_stack(sweep_seconds=0.1) as stack:
         serving: Client = stack.client
         group = await serving.group("g", {"id": "bigint", "x": "string"}, ["id"])
         timed = await serving.group("t", {"id": "bigint", "at": "bigint"}, ["id"], event_time="at")
@@ -94,27 +50,38 @@ async def test_rows_of_all_nodes(
 
         # The replaced rows go from all nodes.
         async def swept() -> bool:
-            return sum(stored(port) for port in ports) == 1_000
+            return sum(cluster[port].dbsize() for port in cluster.primaries()) == 1_000
 
         await until(swept)
-        assert all(stored(port) for port in ports)
+        assert all(cluster[port].dbsize() for port in cluster.primaries())
 
 
-def stored(port: int) -> int:
-    with redis.Redis(port=port) as client:
-        return int(client.dbsize())
+async def test_of_a_key_that_comes_twice_the_last_row_stays(open_stack: Callable[..., Any]) -> None:
+    async with open_stack() as stack:
+        serving: Client = stack.client
+        group = await serving.group("g", {"id": "bigint", "x": "string"}, ["id"])
+        await serving.write(group, [{"id": number % 50, "x": str(number)} for number in range(500)])
+        keys = [pb.RowKey(values=[Value(int_value=number)]) for number in range(50)]
+        read = pb.ReadRowsRequest(feature_store="demo", feature_group="g", version=1, keys=keys)
+        rows = (await serving.call("ReadRows", read)).rows
+        assert [row.values[1].string_value for row in rows] == [str(number) for number in range(450, 500)]
 
 
-async def test_many_callers_at_once(settings: Settings, cluster: str) -> None:
+async def test_a_wrong_password_keeps_the_process_from_starting(settings: Settings, cluster: RedisCluster) -> None:
+    url = cluster.url.replace(PASSWORD, "wrong")
+    with pytest.raises(errors.CannotStart, match="TRIGLOT_REDIS_URL"):
+        async with open_redis(settings.model_copy(update={"redis_url": type(settings.redis_url)(url)})):
+            pass
+
+
+async def test_many_callers_at_once(settings: Settings) -> None:
     """More than a node's pool has connections; see test_rows."""
-    own = settings.model_copy(update={"redis_url": type(settings.redis_url)(cluster), "redis_cluster": True})
-    async with open_redis(own) as client:
+    async with open_redis(settings) as client:
         await use_at_once(Rows(client, "test", 100), 200)
 
 
-async def test_deleting_and_counting(open_stack: Callable[..., Any], settings: Settings, cluster: str) -> None:
-    own = settings.model_copy(update={"redis_url": type(settings.redis_url)(cluster), "redis_cluster": True})
-    async with open_stack(settings=own, count_seconds=0) as stack:
+async def test_deleting_and_counting(open_stack: Callable[..., Any]) -> None:
+    async with open_stack(count_seconds=0) as stack:
         group = await stack.client.group("counted", {"id": "bigint"}, ["id"])
         await stack.client.write(group, [{"id": number} for number in range(500)])
         named = {"feature_store": "demo", "version": 1}
