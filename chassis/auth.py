@@ -19,7 +19,7 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -155,7 +155,7 @@ class Keys:
             return None
         if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
             return None
-        return principal_of(row)
+        return replace(principal_of(row), api_key=prefix)
 
     async def _by_signature(self, scheme: str, rest: str, metadata: Metadata) -> Principal:
         if scheme != SIGNATURE_ALGORITHM:

@@ -15,7 +15,8 @@
     └── Internal             INTERNAL             a defect; its text stays in the log
 
 Reasons are the names of `triglot.errors.v1.Reason` without their prefix. On the wire an error is a google.rpc.Status
-with one google.rpc.ErrorInfo in the trailer `grpc-status-details-bin`; `from_rpc` reads it back.
+with one google.rpc.ErrorInfo in the trailer `grpc-status-details-bin`, and a google.rpc.RetryInfo where waiting helps;
+`from_rpc` reads it back.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ DOMAIN = "triglot"
 # Texts can repeat what a caller sent; gRPC refuses trailers of more than 8 KiB.
 MAX_TEXT = 1000  # bytes
 DETAILS_TRAILER = "grpc-status-details-bin"
+# Of the milliseconds after which to try again, which others may write: some thirty years.
+_MAX_DIGITS = 12
 
 
 def _cut(text: str) -> str:
@@ -57,7 +60,17 @@ class TriglotError(Exception):
         status = status_pb2.Status(code=number, message=self.message)
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         status.details.add().Pack(info)
+        if self.retry_after_ms is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(self.retry_after_ms)
+            status.details.add().Pack(retry)
         return status
+
+    @property
+    def retry_after_ms(self) -> int | None:
+        """After how many milliseconds the call may be tried again; None: there is no use in waiting."""
+        shown = self.metadata.get("retry_after_ms", "")
+        return int(shown) if shown.isdecimal() and len(shown) <= _MAX_DIGITS else None
 
     def trailers(self) -> tuple[tuple[str, bytes], ...]:
         """Trailing metadata that carries the status to any gRPC client."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chassis import errors
 
@@ -20,6 +20,7 @@ class Principal:
     namespaces: frozenset[str] = frozenset()  # of Kubernetes
     issuer: str = ""  # who vouches for it; empty: Triglot, whose keys' names are unique
     subject: str = ""  # what the issuer calls it, and nobody else ever; empty: its name
+    api_key: str = field(default="", compare=False)  # what the key that it shows begins with, and is listed as
 
     @property
     def identity(self) -> str:

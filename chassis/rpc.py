@@ -15,10 +15,13 @@ from typing import Any, Protocol
 import grpc
 
 from chassis import calls, errors
+from chassis.limits import Overload
 from chassis.principals import Principal
 from chassis.telemetry import log, rpc_in_flight, rpc_seconds
 
 Metadata = Mapping[str, str | bytes]
+# How calls end whose time says how busy the server is. What is refused is refused at once, what fails takes any time.
+_TIMED = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
 
 
 class Authenticator(Protocol):
@@ -42,6 +45,9 @@ class Policy:
     # Counts a call of a known caller, by the RPC's name, before anything else is asked of it. Raises ResourceExhausted.
     # None: no limit.
     admit: Callable[[Principal, str], None] | None = None
+    # Refuses calls that would wait for too long, before their credential is looked at. Only those whose request is one
+    # message: a stream takes as long as its sender does. None: all are taken.
+    overload: Overload | None = None
     # The text of gRPC's own `details` field, where a dialect's clients read it. Default: the message.
     details: Callable[[errors.TriglotError], str] = lambda error: error.message
 
@@ -57,6 +63,7 @@ class Endpoint:
         self._admit = policy.admit
         name = self._name = path.rsplit("/", 1)[1]
         self._open = name in policy.open_rpcs
+        self._overload = policy.overload if handler.unary_unary and not self._open else None
         checked = policy.action_prefix is not None and name not in policy.free_rpcs | policy.open_rpcs
         self._action = f"{policy.action_prefix}{name}" if checked else None
         self._behavior: Callable[[Any, Any], Any] = handler.unary_unary or handler.stream_unary
@@ -69,6 +76,13 @@ class Endpoint:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         call = _call(metadata, deadline)
+        overload, ahead = self._overload, 0
+        if overload is not None:
+            try:
+                ahead = overload.enter()
+            except errors.Unavailable as error:
+                rpc_seconds.series(self.path, error.code.name).observe(0.0)
+                raise
         self._in_flight += 1
         token = calls.enter(call)
         try:
@@ -100,7 +114,10 @@ class Endpoint:
             calls.leave(token)
             self._in_flight -= 1
             series = self._succeeded if code is grpc.StatusCode.OK else rpc_seconds.series(self.path, code.name)
-            series.observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            series.observe(seconds)
+            if overload is not None:
+                overload.leave(ahead, seconds, counts=code in _TIMED)
 
 
 def _refusal(unreadable: bytes) -> errors.TriglotError:

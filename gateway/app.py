@@ -45,8 +45,9 @@ class RowEndpoint:
             answer = await self._answer(exchange)
         except errors.TriglotError as error:
             answer = self._dialect.render_error(error, exchange)
-            if errors.RETRY_AFTER in error.metadata:
-                answer.headers = {**answer.headers, "retry-after": _whole_seconds(error.metadata[errors.RETRY_AFTER])}
+            if error.retry_after_ms is not None:
+                whole_seconds = -(-error.retry_after_ms // 1000)
+                answer.headers = {**answer.headers, "retry-after": str(whole_seconds)}
         except Disconnected:
             return
         except TimeoutError:
@@ -94,11 +95,6 @@ def _exchange(scope: Scope) -> Exchange:
         body=b"",
         request_id=_request_id(headers.get(calls.REQUEST_ID, "")),
     )
-
-
-def _whole_seconds(milliseconds: str) -> str:
-    """Rounded up, as a header of HTTP has it."""
-    return str(-(-int(milliseconds) // 1000))
 
 
 def _request_id(shown: str) -> str:
@@ -151,26 +147,45 @@ class Refusal:
         await _send(send, owner.render_error(self._error, exchange), exchange.request_id)
 
 
-class RowRoute(Route):
-    """A route that refuses a wrong method in the words of its dialect."""
+# Method and path.
+_Target = tuple[str, str]
 
-    def __init__(self, row: Row, endpoint: ASGIApp, refusal: ASGIApp) -> None:
+
+class RowRoute(Route):
+    """A route that refuses a wrong method in the words of its dialect.
+
+    `known` gets the endpoint of each target of a row without parameters: there are as many as the rows name.
+    """
+
+    def __init__(self, row: Row, endpoint: ASGIApp, refusal: ASGIApp, known: dict[_Target, ASGIApp]) -> None:
         super().__init__(row.path, endpoint, methods=list(row.methods), name=row.operation)
         self._refusal = refusal
+        self._known = known
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed = self.methods is None or scope["method"] in self.methods
+        if allowed and not self.param_convertors:
+            self._known[scope["method"], scope["path"]] = self.app
         await (self.app if allowed else self._refusal)(scope, receive, send)
 
 
 def create_app(dialects: Sequence[Dialect], settings: GatewaySettings) -> ASGIApp:
     """The application. The rows of the first dialect are tried first; the last dialect owns what nobody else does.
 
-    A bare Router: Starlette's application would wrap it in middleware that has nothing left to catch.
+    A bare Router: Starlette's application would wrap it in middleware that has nothing left to catch. And it is asked
+    once only about a path without parameters, because it tries one pattern after the other.
     """
+    known: dict[_Target, ASGIApp] = {}
     wrong_method = Refusal(dialects, errors.Unimplemented("Method Not Allowed", reason="METHOD_NOT_ALLOWED"))
     routes = [
-        RowRoute(row, RowEndpoint(dialect, row, settings), wrong_method) for dialect in dialects for row in dialect.rows
+        RowRoute(row, RowEndpoint(dialect, row, settings), wrong_method, known)
+        for dialect in dialects
+        for row in dialect.rows
     ]
     missing = Refusal(dialects, errors.NotFound("Not Found", reason="OPERATION_NOT_FOUND"))
-    return Router(routes, default=missing, redirect_slashes=False)
+    router = Router(routes, default=missing, redirect_slashes=False)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await known.get((scope["method"], scope["path"]), router)(scope, receive, send)
+
+    return app

@@ -36,6 +36,8 @@ ERRORS = {
     "ACTION_NOT_ALLOWED": (17, "Accessing unshared feature store failed", 401),
     "DEPENDENCY_UNAVAILABLE": (14, "Reading from db failed.", 500),
     "DEPENDENCY_UNAVAILABLE postgres": (9, "Fetching metadata from cache failed.", 500),
+    "OVERLOADED": (14, "Reading from db failed.", 503),
+    "RATE_LIMITED": (20, "Rate limit exceeded.", 429),
     "INTERNAL": (14, "Reading from db failed.", 500),
 }
 # Reason -> HTTP status and plain text (`{message}` is the error's own), where the original sends no object.
@@ -52,8 +54,6 @@ TEXTS = {
     "BODY_TOO_LARGE": (400, "{message}"),
     "BODY_TOO_SLOW": (408, "{message}"),
     "TOO_MANY_ENTRIES": (400, "{message}"),
-    "RATE_LIMITED": (429, "{message}"),
-    "OVERLOADED": (503, "{message}"),
     "DEADLINE_EXCEEDED": (503, "The server did not answer in time"),
     "OPERATION_NOT_FOUND": (404, "Not Found"),
     "METHOD_NOT_ALLOWED": (405, "Method Not Allowed"),

@@ -9,6 +9,7 @@ import grpc
 
 from chassis.auth import open_authenticator
 from chassis.identity.store import IdentityStore
+from chassis.limits import RateLimit
 from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.rpc import Policy, Service, mount
@@ -18,7 +19,6 @@ from protos.gen.triglot.identity.v1 import identity_service_pb2_grpc
 from protos.gen.triglot.management.v1 import management_service_pb2_grpc, usage_service_pb2_grpc
 from services.management.constraints import CONSTRAINTS
 from services.management.identity import IdentityService
-from services.management.limits import RateLimit
 from services.management.online import OnlineStore
 from services.management.secrets import ConfigKeeper
 from services.management.service import ManagementService

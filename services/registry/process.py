@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from chassis import limits
 from chassis.auth import open_authenticator
 from chassis.postgres import open_database
 from chassis.rpc import Policy, Service, mount
@@ -31,9 +32,10 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
         closing.push_async_callback(database.close)
         access = Access(database, strict=own.strict_permissions)
         visits = await closing.enter_async_context(open_visits(database, access, own.recent_visits))
-        store, lineage = RegistryStore(database, access), LineageStore(access)
+        store, lineage = RegistryStore(database, access, settings.max_message_bytes), LineageStore(access)
         # Any authenticated caller may call everything: what it then may do is Access's business.
-        policy = Policy(open_authenticator(settings, database), details=sdk_errors.details)
+        admit = limits.admitting(own.calls_per_second)
+        policy = Policy(open_authenticator(settings, database), admit=admit, details=sdk_errors.details)
         yield [
             mount(
                 RegistryServer_pb2_grpc.add_RegistryServerServicer_to_server,
@@ -51,6 +53,6 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
                     max_page=own.max_page,
                     max_message_bytes=settings.max_message_bytes,
                 ),
-                Policy(policy.authenticator),
+                Policy(policy.authenticator, admit=admit),
             ),
         ]

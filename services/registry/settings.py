@@ -27,3 +27,6 @@ class RegistrySettings(SettingsModel):
     recent_visits: int = Field(
         100, ge=1, le=10_000, description="How many visits of each caller to each project are remembered."
     )
+    calls_per_second: float = Field(
+        0, ge=0, description="How many calls a second each process takes from one account. 0: any number."
+    )

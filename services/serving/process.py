@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from chassis import limits
 from chassis.auth import open_authenticator
 from chassis.postgres import open_database
 from chassis.redis import open_redis
@@ -47,6 +48,8 @@ async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterato
             authenticator=open_authenticator(settings, database),
             action_prefix="featurestore:",
             open_rpcs=frozenset({"Ping"}),
+            admit=limits.admitting(own.calls_per_second, limits.of_key),
+            overload=limits.Overload(own.shed_milliseconds / 1000) if own.shed_milliseconds else None,
         )
         await definitions.start()
         sweeper.start()

@@ -14,6 +14,15 @@ class ServingSettings(SettingsModel):
     model_config = SettingsConfigDict(env_prefix="TRIGLOT_SERVING_", frozen=True, extra="ignore")
 
     max_entries: int = Field(5_000, ge=1, description="Entries that one request for feature vectors may hold.")
+    calls_per_second: float = Field(
+        0, ge=0, description="How many calls a second each process takes with one API key. 0: any number."
+    )
+    shed_milliseconds: int = Field(
+        500,
+        ge=0,
+        description="A call that would wait for longer than this, because of those before it, is refused at once."
+        " 0: none is.",
+    )
     max_read_keys: int = Field(5_000, ge=1, description="Keys that one Redis command reads at most.")
     key_prefix: str = Field(
         "t",

@@ -10,6 +10,7 @@ import grpc
 from google.protobuf import wrappers_pb2
 
 from chassis import calls, errors
+from chassis.limits import Overload
 from chassis.principals import Principal
 from chassis.rpc import Metadata, Policy, Service, mount
 
@@ -58,11 +59,12 @@ def add_to_server(servicer: Echo, server: Any) -> None:
     )
 
 
-def service() -> Service:
+def service(overload: Overload | None = None) -> Service:
     policy = Policy(
         ByName(),
         action_prefix="test:",
         open_rpcs=frozenset({"Ping"}),
+        overload=overload,
         details=lambda error: f"details: {error.message}",
     )
     return mount(add_to_server, Echo(), policy)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import prometheus_client
 import pytest
 from google.protobuf.empty_pb2 import Empty
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis import calls, errors
 from chassis.errors import PortInUse
 from chassis.inprocess import InProcessChannel
+from chassis.limits import Overload
+from chassis.rpc import Service
 from chassis.server import GrpcServer
 from tests.chassis.echo import Stub, Text, service
 from tests.patience import PATIENCE_SECONDS, until
@@ -34,16 +39,23 @@ def make_server(port: int = 0) -> GrpcServer:
     return GrpcServer([service()], host="127.0.0.1", port=port, max_message_bytes=1 << 20)
 
 
-@pytest.fixture(params=["port", "process"])
-async def channel(request: pytest.FixtureRequest) -> AsyncIterator[grpc.aio.Channel]:
-    if request.param == "process":
-        yield InProcessChannel([service()])
+@asynccontextmanager
+async def open_world(world: str, served: Service) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a service on a `port`, or in this `process`."""
+    if world == "process":
+        yield InProcessChannel([served])
         return
-    server = make_server()
+    server = GrpcServer([served], host="127.0.0.1", port=0, max_message_bytes=1 << 20)
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
         yield opened
     await server.stop(0)
+
+
+@pytest.fixture(params=["port", "process"])
+async def channel(request: pytest.FixtureRequest) -> AsyncIterator[grpc.aio.Channel]:
+    async with open_world(request.param, service()) as opened:
+        yield opened
 
 
 async def test_an_answer(channel: grpc.aio.Channel) -> None:
@@ -194,3 +206,41 @@ async def test_processes_can_be_started_while_grpc_is_at_work() -> None:
             child = subprocess.Popen([sys.executable, "-V"], stdout=subprocess.DEVNULL, preexec_fn=os.getpid)  # noqa: ASYNC220, PLW1509
             assert await asyncio.to_thread(child.wait) == 0
     await server.stop(0)
+
+
+async def test_errors_that_pass_say_when_to_try_again() -> None:
+    """As google.rpc.RetryInfo, which libraries know."""
+    retry = error_details_pb2.RetryInfo()
+
+    def delay(error: errors.TriglotError) -> float | None:
+        found = any(detail.Unpack(retry) for detail in error.status().details)
+        return retry.retry_delay.ToTimedelta().total_seconds() if found else None
+
+    limited = errors.ResourceExhausted("too many", retry_after_ms=1500)
+    assert delay(limited) == 1.5
+    again = errors.from_status(limited.status().SerializeToString())
+    assert (again.reason, again.retry_after_ms) == ("RATE_LIMITED", 1500)
+    assert delay(errors.Unavailable("down")) is None
+    # A caller may write an error of its own; see calls.UNREADABLE.
+    for odd in ("", "soon", "-1", "1.5", "9" * 30):
+        assert delay(errors.ResourceExhausted("odd", retry_after_ms=odd)) is None
+
+
+@pytest.mark.parametrize("world", ["port", "process"])
+async def test_a_busy_service_refuses_before_it_asks_who_calls(world: str) -> None:
+    """And its open RPCs answer on, so that nobody thinks it is dead."""
+    busy = Overload(0.0, itertools.count(0, 0.06).__next__, lambda delay, callback: None)
+    for _ in range(50):
+        busy.enter()
+    for ahead in range(10, 20):
+        busy.leave(ahead, 5.0, counts=True)
+    async with open_world(world, service(busy)) as channel:
+        stub = Stub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Say(Text(value="a"))
+        error = errors.from_rpc(raised.value)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+        assert (error.retry_after_ms or 0) > 0
+        assert (await stub.Ping(Text())).value == "pong"
+        # A stream takes as long as its sender does: it says nothing, and is not refused.
+        assert (await stub.Join(_texts("abc"), metadata=ADMIN)).value == "a,b,c"
