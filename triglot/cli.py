@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ from chassis.secretbox import SecretBox
 from chassis.server import explained
 from chassis.settings import Settings
 from triglot import tasks, usage
-from triglot.deployment import read_endpoints
+from triglot.deployment import open_serving, read_endpoints
 from triglot.schemas import SCHEMAS
 from triglot.terminal import DEFAULT_DATA_DIR, AsJson, DataDir, console, print_json
 
@@ -149,6 +150,101 @@ def migrate_command(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 def endpoints(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Print what `triglot up` offers right now, as JSON: addresses, keys, one call that works."""
     sys.stdout.write(orjson.dumps(read_endpoints(data_dir), option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+Target = Annotated[
+    str | None, typer.Option(help="Where serving is: HOST:PORT.  [default: $TRIGLOT_SERVING_TARGET, or what runs here]")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(help="API key.  [default: $TRIGLOT_API_KEY, or that of what runs here]", metavar="KEY")
+]
+
+
+class Mode(StrEnum):
+    """How new rows meet old ones."""
+
+    OVERWRITE = "overwrite"
+    MERGE = "merge"
+
+
+@app.command("load")
+def load_command(
+    files: Annotated[list[Path], typer.Argument(help="Parquet, Arrow or CSV; several are loaded as one table.")],
+    feature_group: Annotated[str, typer.Option(help="STORE/NAME or STORE/NAME/VERSION.", metavar="GROUP")],
+    mode: Annotated[
+        Mode, typer.Option(help="Replace all rows, at once and at the end; or row by row.")
+    ] = Mode.OVERWRITE,
+    key: Annotated[list[str] | None, typer.Option(help="Key column of a group that is to be made.")] = None,
+    event_time: Annotated[str | None, typer.Option(help="Its event-time column: newer rows win.")] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="COLUMN=TYPE of such a group, instead of what the file suggests.", metavar="C=T"),
+    ] = None,
+    ttl_seconds: Annotated[int | None, typer.Option(min=1, help="How long the rows of the group live.")] = None,
+    target: Target = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Load a table into a feature group, over gRPC. With `--key` the group is made if it is not there.
+
+    Ctrl-C, or whatever else ends an overwrite early, leaves the rows as they were.
+
+    Examples: `triglot load riders.parquet --feature-group shop/riders` -
+    `triglot load riders.csv --feature-group shop/riders/2 --key rider_id --event-time seen --type score=double` -
+    `triglot load today.arrow --feature-group shop/riders --mode merge --json`
+    """
+    from triglot import load, names
+
+    options = load.Options(
+        files=files,
+        group=names.parse(feature_group),
+        mode=mode.value,
+        key=key or (),
+        event_time=event_time,
+        types=dict(map(_column_type, type_ or ())),
+        ttl_seconds=ttl_seconds,
+    )
+    loaded = asyncio.run(load.load(options, open_serving(data_dir, target, api_key)))
+    if as_json:
+        print_json(load.described(options, loaded))
+    else:
+        console.print(load.told(options, loaded), soft_wrap=True)
+
+
+def _column_type(text: str) -> tuple[str, str]:
+    from chassis import datatypes
+
+    column, equals, hive = text.partition("=")
+    if not (column and equals):
+        raise errors.WrongSetting(f"--type {text}: it must be COLUMN=TYPE, such as score=double")
+    return column, datatypes.parse(hive).hive
+
+
+@app.command("vector")
+def vector_command(
+    view: Annotated[str, typer.Argument(help="NAME, STORE/NAME or STORE/NAME/VERSION of a feature view.")],
+    entry: Annotated[list[str], typer.Option(help="A key as NAME=VALUE; once for each.", metavar="NAME=VALUE")],
+    store: Annotated[str | None, typer.Option(help="Feature store of the view.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Version of the view.  [default: 1]")] = None,
+    target: Target = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Print one feature vector: names, values and status.
+
+    Examples: `triglot vector shop/riding --entry rider_id=1` -
+    `triglot vector riding --store shop --version 2 --entry rider_id=1 --entry city_id=7 --json`
+    """
+    from triglot import names, vector
+
+    name, keys_given = names.parse(view, store, version), vector.entry_of(entry)
+    found = asyncio.run(vector.read(name, keys_given, open_serving(data_dir, target, api_key)))
+    if as_json:
+        print_json(vector.described(found))
+    else:
+        vector.show(found)
 
 
 @app.command()

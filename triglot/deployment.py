@@ -14,7 +14,7 @@ from pydantic_settings import SettingsConfigDict
 
 from chassis import calls
 from chassis.client import open_channel
-from chassis.errors import CannotStart, Unavailable
+from chassis.errors import CannotStart, Unauthenticated, Unavailable
 from chassis.settings import Settings, SettingsModel
 from protos.gen.triglot.management.v1 import instance_pb2, management_service_pb2_grpc, usage_service_pb2_grpc
 from protos.gen.triglot.serving.v1 import serving_service_pb2_grpc
@@ -103,6 +103,8 @@ async def open_serving(data_dir: Path, target: str | None = None, api_key: str |
             if error.metadata:  # it was serving itself that said so
                 raise
             raise Unavailable(f"serving does not answer at {target}: {error.message}") from None
+        except Unauthenticated as error:
+            raise Unauthenticated(f"{error.message}: say who calls with --api-key or TRIGLOT_API_KEY") from None
 
 
 def read_endpoints(data_dir: Path) -> dict[str, Any]:
