@@ -1,6 +1,6 @@
 """Runs in .venv-pai: the official SDK, unmodified, against the endpoint it is given. Prints what it saw as JSON.
 
-python scenario.py '{"endpoint": "127.0.0.1:8080", "credential": {...}, "scenario": "publish", ...}'
+python scenario.py '{"config": {"endpoint": "127.0.0.1:8080", ...}, "asynchronous": false, "scenario": "publish", ...}'
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from alibabacloud_paifeaturestore20230621 import models
 from alibabacloud_paifeaturestore20230621.client import Client
-from alibabacloud_tea_openapi.exceptions import ClientException
+from alibabacloud_tea_openapi.exceptions import ClientException, ThrottlingException
+from alibabacloud_tea_openapi.utils import Utils
 from alibabacloud_tea_openapi.utils_models import Config
 
 POLL_SECONDS = 0.1
@@ -23,25 +26,49 @@ WAIT_SECONDS = 120
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    client = Client(Config(endpoint=asked["endpoint"], protocol="http", **asked["credential"]))
-    result = SCENARIOS[asked["scenario"]](client, asked)
-    print(json.dumps(result))
+    config, scenario = asked["config"], asked["scenario"]
+    if scenario in REFUSALS:
+        print(json.dumps(REFUSALS[scenario](config, asked)))
+        return
+    client = Caller(config, asynchronous=asked["asynchronous"])
+    seen = SCENARIOS[scenario](client, asked)
+    print(json.dumps({**seen, "called": sorted(client.called)}))
 
 
-def instance_of(client: Client) -> str:
+class Caller:
+    """The SDK's client, its methods called as they are or as their asynchronous twins. Knows what has succeeded."""
+
+    def __init__(self, config: dict[str, Any], *, asynchronous: bool) -> None:
+        self._client = Client(Config(**config))
+        self._runner = asyncio.Runner() if asynchronous else None
+        self.called: set[str] = set()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if self._runner is None:
+                answer = getattr(self._client, name)(*arguments)
+            else:
+                answer = self._runner.run(getattr(self._client, f"{name}_async")(*arguments))
+            self.called.add(name)
+            return answer
+
+        return call
+
+
+def instance_of(client: Caller) -> str:
     """What every data-plane client does first."""
     listed = client.list_instances(models.ListInstancesRequest(status="Running"))
     return listed.body.instances[0].instance_id
 
 
-def catalogue(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
+def catalogue(client: Caller, asked: dict[str, Any]) -> dict[str, Any]:
     """Make one of each kind, read each back, change and delete some; everything seen is in the answer."""
     instance = instance_of(client)
     ids = made(client, instance, asked["root"], asked["project"])
     seen: dict[str, Any] = {"instance": instance, "ids": ids}
-    for kind, identifier in ids.items():
-        got = getattr(client, f"get_{kind}")(instance, identifier)
-        seen[kind] = got.body.to_map()
+    for name, identifier in ids.items():
+        got = getattr(client, "get_datasource" if name == "online" else f"get_{name}")(instance, identifier)
+        seen[name] = got.body.to_map()
     listings = {
         "list_datasources": models.ListDatasourcesRequest(page_size=100),
         "list_projects": models.ListProjectsRequest(name=asked["project"], project_ids=[ids["project"]]),
@@ -83,15 +110,70 @@ def catalogue(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
             ]
         ),
     ).body.request_id
-    seen["asynchronous"] = asyncio.run(read_asynchronously(client, instance, ids["project"]))
+    seen["changed"] = changed(client, instance, ids)
     seen["refused"] = {name: refusal(call) for name, call in refusals(client, instance, ids).items()}
-    client.delete_model_feature(instance, ids["model_feature"])
-    client.delete_feature_view(instance, ids["feature_view"])
-    seen["deleted"] = refusal(lambda: client.get_feature_view(instance, ids["feature_view"]))
+    seen["stopped"] = stopped(client, instance, ids["feature_view"])
+    seen["deleted"] = deleted(client, instance, ids)
     return seen
 
 
-def lists_across(client: Client, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
+def changed(client: Caller, instance: str, ids: dict[str, str]) -> dict[str, Any]:
+    """What datasource and model feature are after an update; and the instance, which nothing changes."""
+    client.update_datasource(
+        instance,
+        ids["online"],
+        models.UpdateDatasourceRequest(name="another name", uri="feature_db", config='{"token":"t"}'),
+    )
+    chosen = [("age", "INT32", ""), ("city", "STRING", "town")]
+    features = [
+        models.UpdateModelFeatureRequestFeatures(
+            feature_view_id=ids["feature_view"], name=name, type=kind, alias_name=alias
+        )
+        for name, kind, alias in chosen
+    ]
+    client.update_model_feature(
+        instance, ids["model_feature"], models.UpdateModelFeatureRequest(features=features, label_priority_level=2)
+    )
+    return {
+        "instance made": client.create_instance(models.CreateInstanceRequest(type="Basic")).body.to_map(),
+        "instance": client.get_instance(instance).body.to_map(),
+        "online": client.get_datasource(instance, ids["online"]).body.to_map(),
+        "model_feature": client.get_model_feature(instance, ids["model_feature"]).body.to_map(),
+        "label_table": client.get_label_table(instance, ids["label_table"]).body.to_map(),
+        "feature_view": client.get_feature_view(instance, ids["feature_view"]).body.to_map(),
+    }
+
+
+def stopped(client: Caller, instance: str, view: str) -> dict[str, Any]:
+    """A task that no worker has taken up, stopped."""
+    request = models.PublishFeatureViewTableRequest(
+        mode="Overwrite", offline_to_online=True, partitions={"ds": "20230820"}
+    )
+    task = client.publish_feature_view_table(instance, view, request).body.task_id
+    before = client.get_task(instance, task).body.status
+    client.stop_task(instance, task)
+    return {"before": before, "after": client.get_task(instance, task).body.status}
+
+
+def deleted(client: Caller, instance: str, ids: dict[str, str]) -> dict[str, Any]:
+    """Everything, one after the other; what asking for it again says."""
+    kinds = {
+        "model_feature": "model_feature",
+        "feature_view": "feature_view",
+        "label_table": "label_table",
+        "feature_entity": "feature_entity",
+        "project": "project",
+        "datasource": "datasource",
+        "online": "datasource",
+    }
+    seen = {}
+    for name, kind in kinds.items():
+        getattr(client, f"delete_{kind}")(instance, ids[name])
+        seen[name] = refusal(lambda kind=kind, name=name: getattr(client, f"get_{kind}")(instance, ids[name]))
+    return seen
+
+
+def lists_across(client: Caller, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
     """Lists of what belongs to something else."""
     project, view, datasource = ids["project"], ids["feature_view"], ids["datasource"]
     return {
@@ -110,7 +192,7 @@ def lists_across(client: Client, instance: str, ids: dict[str, str]) -> dict[str
     }
 
 
-def generation(client: Client, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
+def generation(client: Caller, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
     """How features are generated from those of a model feature: written, read, checked."""
     model = ids["model_feature"]
     raw = {
@@ -154,7 +236,7 @@ VIEW_FIELDS = (
 )
 
 
-def made(client: Client, instance: str, root: str, project: str) -> dict[str, str]:
+def made(client: Caller, instance: str, root: str, project: str) -> dict[str, str]:
     """Ids by kind."""
     offline = client.create_datasource(
         instance,
@@ -230,6 +312,7 @@ def made(client: Client, instance: str, root: str, project: str) -> dict[str, st
     ).body.model_feature_id
     return {
         "datasource": offline,
+        "online": online,
         "project": project_id,
         "feature_entity": entity,
         "feature_view": view,
@@ -238,7 +321,7 @@ def made(client: Client, instance: str, root: str, project: str) -> dict[str, st
     }
 
 
-def publish(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
+def publish(client: Caller, asked: dict[str, Any]) -> dict[str, Any]:
     """Publish a partition, follow the task, read rows; then publish another one with Merge and read again."""
     instance = instance_of(client)
     ids = made(client, instance, asked["root"], asked["project"])
@@ -260,7 +343,7 @@ def publish(client: Client, asked: dict[str, Any]) -> dict[str, Any]:
     return seen
 
 
-def published(client: Client, instance: str, view: str, mode: str, partitions: dict[str, Any]) -> dict[str, Any]:
+def published(client: Caller, instance: str, view: str, mode: str, partitions: dict[str, Any]) -> dict[str, Any]:
     task_id = client.publish_feature_view_table(
         instance,
         view,
@@ -271,7 +354,7 @@ def published(client: Client, instance: str, view: str, mode: str, partitions: d
     return ended(client, instance, task_id)
 
 
-def imported(client: Client, instance: str, ids: dict[str, str], path: str) -> dict[str, Any]:
+def imported(client: Caller, instance: str, ids: dict[str, str], path: str) -> dict[str, Any]:
     """Write a file to the offline table of a view without a table of its own, publish that, read rows."""
     fields = (("user_id", "INT64", ["PrimaryKey"]), ("age", "INT32", []), ("ds", "STRING", ["Partition"]))
     view = client.create_feature_view(
@@ -293,7 +376,7 @@ def imported(client: Client, instance: str, ids: dict[str, str], path: str) -> d
     return {"task": task, "online": online(client, instance, view, ["1", "2"])}
 
 
-def ended(client: Client, instance: str, task_id: str) -> dict[str, Any]:
+def ended(client: Caller, instance: str, task_id: str) -> dict[str, Any]:
     """The task, once it has ended."""
     give_up = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < give_up:
@@ -304,18 +387,13 @@ def ended(client: Client, instance: str, task_id: str) -> dict[str, Any]:
     raise TimeoutError(f"task {task_id} is {task.status}")
 
 
-def online(client: Client, instance: str, view: str, join_ids: list[str]) -> list[Any]:
+def online(client: Caller, instance: str, view: str, join_ids: list[str]) -> list[Any]:
     request = models.ListFeatureViewOnlineFeaturesRequest(join_ids=join_ids)
     answer = client.list_feature_view_online_features(instance, view, request)
     return [json.loads(text) for text in answer.body.online_features]
 
 
-async def read_asynchronously(client: Client, instance: str, project: str) -> Any:
-    got = await client.get_project_async(instance, project)
-    return got.body.name
-
-
-def refusals(client: Client, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
+def refusals(client: Caller, instance: str, ids: dict[str, str]) -> dict[str, Callable[[], Any]]:
     return {
         "missing": lambda: client.get_project(instance, "999"),
         "other instance": lambda: client.get_project("fs-other", ids["project"]),
@@ -341,6 +419,8 @@ def refusal(call: Callable[[], Any]) -> list[Any]:
     """Kind of exception, status, code and whether a request id came along; or that nothing was raised."""
     try:
         call()
+    except ThrottlingException as error:
+        return ["ThrottlingException", error.status_code, error.code, error.retry_after]
     except ClientException as error:
         return ["ClientException", error.status_code, error.code, "request id" in error.message]
     except Exception as error:
@@ -348,16 +428,44 @@ def refusal(call: Callable[[], Any]) -> list[Any]:
     return ["nothing was raised"]
 
 
-def rejected(client: Client, asked: dict[str, Any]) -> list[Any]:
-    """What a client sees whose credential is not good."""
+def refused(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """What clients see whose credentials are not good, whose clock is wrong, or that sign twice with one nonce."""
+    seen = {}
+    for way in (False, True):
+        others = {name: Caller({**config, **other}, asynchronous=way) for name, other in asked["others"].items()}
+        seen[str(way)] = {name: listing(other) for name, other in others.items()}
+        client = Caller(config, asynchronous=way)
+        for minutes in (-16, -14, 14, 16):
+            off = datetime.now(UTC) + timedelta(minutes=minutes)
+            with replaced("get_timestamp", off.strftime("%Y-%m-%dT%H:%M:%SZ")):
+                seen[str(way)][str(minutes)] = listing(client)
+        with replaced("get_nonce", f"the same twice {way}"):
+            seen[str(way)] |= {"first": listing(client), "again": listing(client)}
+    return seen
+
+
+def throttled(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """What a client sees that makes one call too many."""
+    listing(Caller(config, asynchronous=False))
+    return {str(way): listing(Caller(config, asynchronous=way)) for way in (False, True)}
+
+
+def listing(client: Caller) -> list[Any]:
     return refusal(lambda: client.list_instances(models.ListInstancesRequest()))
 
 
-SCENARIOS: dict[str, Callable[[Client, dict[str, Any]], Any]] = {
-    "catalogue": catalogue,
-    "publish": publish,
-    "rejected": rejected,
-}
+@contextmanager
+def replaced(name: str, value: str) -> Iterator[None]:
+    """What the SDK takes for the time, or for something random."""
+    own = getattr(Utils, name)
+    setattr(Utils, name, staticmethod(lambda: value))
+    yield
+    setattr(Utils, name, staticmethod(own))
+
+
+SCENARIOS: dict[str, Callable[[Caller, dict[str, Any]], Any]] = {"catalogue": catalogue, "publish": publish}
+# They make clients of their own.
+REFUSALS = {"refused": refused, "throttled": throttled}
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from chassis.inprocess import InProcessChannel
 from chassis.settings import Settings
 from gateway.app import create_app
 from gateway.dialects import pai
+from gateway.dialects.pai.operations import OPERATIONS, Operation
 from gateway.server import HttpServer
 from gateway.settings import GatewaySettings
 from services.management.process import open_service
@@ -26,6 +30,8 @@ from services.management.settings import ManagementSettings
 from services.management.worker import run_worker
 from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
+from tests.certificates import Certificate
+from tests.certificates import make as make_certificate
 from tests.conftest import Servers
 
 HERE = Path(__file__).parent
@@ -38,32 +44,66 @@ The PAI SDK's environment is missing. Make it, from the root of the repository, 
 
 pytestmark = pytest.mark.dropin
 
+# What only a worker can bring to its end.
+PUBLISHING = {"write_feature_view_table", "list_feature_view_online_features", "list_task_logs"}
+
+
+def sdk_name(operation: Operation) -> str:
+    """What the SDK calls an operation."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation.name).lower()
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Serving, management and a gateway that listens twice: with TLS and without. And a worker, if a test runs it."""
+
+    addresses: Mapping[str, str]  # by scheme
+    certificate: Certificate
+    run_worker: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+
+    def config(self, credential: Mapping[str, str], scheme: str = "http") -> dict[str, str]:
+        """The SDK's configuration."""
+        trusted = {"ca": str(self.certificate.certificate)} if scheme == "https" else {}
+        return {"endpoint": self.addresses[scheme], "protocol": scheme, **trusted, **credential}
+
 
 @pytest.fixture
-async def endpoint(settings: Settings, tmp_path: Path) -> AsyncIterator[str]:
-    """Serving, management with its worker, and a listening gateway; its host and port."""
-    own = ManagementSettings(offline_roots=(tmp_path,), lease_seconds=2)
+def own(tmp_path: Path) -> ManagementSettings:
+    return ManagementSettings(offline_roots=(tmp_path,), lease_seconds=2)
+
+
+@pytest.fixture
+async def deployment(
+    settings: Settings, own: ManagementSettings, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Deployment]:
     gateway = GatewaySettings(ports=(0,))
-    async with open_serving(settings, ServingSettings()) as serving:
+    certificate = make_certificate(tmp_path_factory.mktemp("certificate"))
+    async with AsyncExitStack() as closing:
+        serving = await closing.enter_async_context(open_serving(settings, ServingSettings()))
         channel = InProcessChannel(serving)
-        async with open_service(settings, own, channel) as management:
-            app = create_app([pai.dialect(InProcessChannel(management), gateway)], gateway)
-            http = HttpServer(app, gateway, host="127.0.0.1", drain_seconds=1)
-            stop = asyncio.Event()
-            working = asyncio.create_task(run_worker(settings, own, channel, stop))
+        management = await closing.enter_async_context(open_service(settings, own, channel))
+        app = create_app([pai.dialect(InProcessChannel(management), gateway)], gateway)
+        addresses = {}
+        for scheme, files in {
+            "http": ("", ""),
+            "https": (str(certificate.certificate), str(certificate.key)),
+        }.items():
+            http = HttpServer(app, gateway, host="127.0.0.1", drain_seconds=1, certificate=files)
             [port] = await http.start()
-            yield f"127.0.0.1:{port}"
-            await http.stop()
-            stop.set()
-            await working
+            closing.push_async_callback(http.stop)
+            addresses[scheme] = f"127.0.0.1:{port}"
+        yield Deployment(addresses, certificate, lambda stop: run_worker(settings, own, channel, stop))
 
 
-@pytest.fixture(params=["access key", "bearer token"])
-def credential(request: pytest.FixtureRequest, servers: Servers) -> dict[str, str]:
-    if request.param == "bearer token":
-        return {"bearer_token": servers.admin_key}
+@pytest.fixture
+def credentials(servers: Servers) -> dict[str, dict[str, str]]:
     key_id, secret = servers.access_key
-    return {"access_key_id": key_id, "access_key_secret": secret}
+    pair = {"access_key_id": key_id, "access_key_secret": secret}
+    return {
+        "access key": pair,
+        "access key with a session token": {**pair, "security_token": "STS.token"},
+        "bearer token": {"bearer_token": servers.admin_key},
+    }
 
 
 @pytest.fixture
@@ -96,10 +136,10 @@ def users(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def sdk(endpoint: str, credential: dict[str, str], scenario: str, **arguments: Any) -> Any:
+async def sdk(config: Mapping[str, str], scenario: str, **arguments: Any) -> Any:
     """What scenario.py printed."""
     assert SDK_PYTHON.exists(), HOW_TO_INSTALL
-    asked = {"endpoint": endpoint, "credential": credential, "scenario": scenario, **arguments}
+    asked = {"config": config, "scenario": scenario, **arguments}
     process = await asyncio.create_subprocess_exec(
         SDK_PYTHON,
         HERE / "scenario.py",
@@ -112,8 +152,20 @@ async def sdk(endpoint: str, credential: dict[str, str], scenario: str, **argume
     return json.loads(output)
 
 
-async def test_catalogue(endpoint: str, credential: dict[str, str], users: Path) -> None:
-    seen = await sdk(endpoint, credential, "catalogue", root=str(users), project="shop")
+@pytest.mark.parametrize(
+    ("credential", "scheme", "asynchronous"),
+    [
+        ("access key", "http", False),
+        ("access key with a session token", "https", True),
+        ("bearer token", "https", False),
+    ],
+)
+async def test_catalogue(
+    *, deployment: Deployment, credentials: Any, users: Path, credential: str, scheme: str, asynchronous: bool
+) -> None:
+    config = deployment.config(credentials[credential], scheme)
+    seen = await sdk(config, "catalogue", asynchronous=asynchronous, root=str(users), project="shop")
+    assert set(map(sdk_name, OPERATIONS)) - set(seen["called"]) == PUBLISHING
     ids = seen["ids"]
     assert seen["instance"] == "fs-cn-triglot"
     assert all(identifier.isdecimal() for identifier in ids.values())
@@ -168,7 +220,8 @@ async def test_catalogue(endpoint: str, credential: dict[str, str], users: Path)
     assert [each["Name"] for each in seen["fg"]["available"]["AvaliableFeatures"]] == ["years"]
     assert seen["description"] == "naïve ☃"
     assert seen["update_request_id"]
-    assert seen["asynchronous"] == "shop"
+    check_changes(seen["changed"])
+    assert seen["stopped"] == {"before": "Initializing", "after": "Failure"}
     assert seen["refused"] == {
         "missing": ["ClientException", 404, "ResourceNotFound", True],
         "other instance": ["ClientException", 404, "ResourceNotFound", True],
@@ -178,13 +231,42 @@ async def test_catalogue(endpoint: str, credential: dict[str, str], users: Path)
         "no join ids": ["ClientException", 400, "InvalidParameter", True],
         "not ours": ["ClientException", 404, "InvalidApi.NotFound", True],
     }
-    assert seen["deleted"] == ["ClientException", 404, "ResourceNotFound", True]
+    assert len(seen["deleted"]) == 7
+    assert all(each == ["ClientException", 404, "ResourceNotFound", True] for each in seen["deleted"].values())
 
 
-async def test_publish(endpoint: str, credential: dict[str, str], users: Path) -> None:
+def check_changes(changed: dict[str, Any]) -> None:
+    assert changed["instance made"]["Code"] == "InstanceAlreadyExistsErrorProblem"
+    assert changed["instance made"]["InstanceId"] == "fs-cn-triglot"
+    assert (changed["instance"]["Status"], changed["instance"]["Type"]) == ("Running", "Basic")
+    assert (changed["online"]["Name"], changed["online"]["Config"]) == ("another name", '{"token":"******"}')
+    assert [(each["Name"], each["AliasName"]) for each in changed["model_feature"]["Features"]] == [
+        ("age", ""),
+        ("city", "town"),
+    ]
+    assert changed["model_feature"]["LabelPriorityLevel"] == 2
+    assert changed["label_table"]["Name"] == "renamed"
+    assert changed["label_table"]["Fields"][0]["Attributes"] == ["EventTime"]
+    assert [field["Name"] for field in changed["feature_view"]["Fields"]] == [
+        "user_id", "age", "score", "city", "seen_at", "tags",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("credential", "asynchronous"), [("bearer token", False), ("access key", True)])
+async def test_publish(
+    deployment: Deployment, credentials: Any, users: Path, *, credential: str, asynchronous: bool
+) -> None:
     csv = users / "rows.csv"
     csv.write_text("user_id,age\n1,36\n2,\n")
-    seen = await sdk(endpoint, credential, "publish", root=str(users), project="shop", csv=str(csv))
+    config = deployment.config(credentials[credential])
+    stop = asyncio.Event()
+    working = asyncio.create_task(deployment.run_worker(stop))
+    try:
+        seen = await sdk(config, "publish", asynchronous=asynchronous, root=str(users), project="shop", csv=str(csv))
+    finally:
+        stop.set()
+        await working
+    assert set(seen["called"]) >= PUBLISHING
     assert seen["before"] == []
     assert (seen["overwrite"]["Status"], seen["merge"]["Status"]) == ("Success", "Success")
     assert json.loads(seen["overwrite"]["RunningConfig"])["rows_done"] == 3
@@ -207,11 +289,37 @@ async def test_publish(endpoint: str, credential: dict[str, str], users: Path) -
     assert seen["model_in_use"][:3] == ["ClientException", 400, "DependencyExists"]
 
 
-async def test_bad_credentials(endpoint: str, servers: Servers) -> None:
-    key_id, _ = servers.access_key
-    for credential, status, code in (
-        ({"access_key_id": key_id, "access_key_secret": "wrong"}, 400, "SignatureDoesNotMatch"),
-        ({"access_key_id": "LTAInobody", "access_key_secret": "x"}, 404, "InvalidAccessKeyId.NotFound"),
-        ({"bearer_token": "0123456789abcdef.wrong"}, 403, "UnauthorizedOperation"),
-    ):
-        assert await sdk(endpoint, credential, "rejected") == ["ClientException", status, code, True]
+async def test_who_is_refused(deployment: Deployment, credentials: Any) -> None:
+    others = {
+        "wrong secret": {"access_key_secret": "wrong"},
+        "unknown": {"access_key_id": "LTAInobody"},
+        "wrong token": {"access_key_id": None, "access_key_secret": None, "bearer_token": "0123456789abcdef.wrong"},
+    }
+    seen = await sdk(deployment.config(credentials["access key"]), "refused", others=others)
+    expired = ["ClientException", 400, "InvalidTimeStamp.Expired", True]
+    expected = {
+        "wrong secret": ["ClientException", 400, "SignatureDoesNotMatch", True],
+        "unknown": ["ClientException", 404, "InvalidAccessKeyId.NotFound", True],
+        "wrong token": ["ClientException", 403, "UnauthorizedOperation", True],
+        "-16": expired,
+        "-14": ["nothing was raised"],
+        "14": ["nothing was raised"],
+        "16": expired,
+        "first": ["nothing was raised"],
+        "again": ["ClientException", 400, "SignatureNonceUsed", True],
+    }
+    assert seen == {"False": expected, "True": expected}
+
+
+class TestThrottling:
+    """A second's worth of calls, and then none for a long time."""
+
+    @pytest.fixture
+    def own(self, tmp_path: Path) -> ManagementSettings:
+        return ManagementSettings(offline_roots=(tmp_path,), calls_per_second=0.001)
+
+    async def test_the_sdk_is_told_when_to_come_back(self, deployment: Deployment, credentials: Any) -> None:
+        seen = await sdk(deployment.config(credentials["access key"]), "throttled")
+        for kind, status, code, retry_after_ms in seen.values():
+            assert (kind, status, code) == ("ThrottlingException", 429, "Throttling")
+            assert 0 < retry_after_ms <= 1_000_000
