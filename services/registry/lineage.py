@@ -84,14 +84,16 @@ class LineageStore:
         Page and limit 0: all of them; otherwise one page of them all, for a single project.
         """
         query = QUERIES.indirect_edges if indirect else QUERIES.direct_edges
-        arguments = [projects, "", ""]
-        # Sorted inside as well, so that an index can give the order.
-        order = "ORDER BY 1, 2, 3, 4, 5" + (" LIMIT $4 OFFSET $5" if page else "")
-        rows = await self._access.fetch(
-            f"{QUERIES.edges_as_json} FROM (\n{query} {order}\n) e GROUP BY e.project",
-            *arguments,
-            *((limit, (page - 1) * limit) if page else ()),
-        )
+        arguments = (projects, "", "")
+        sorted_edges = f"{query} ORDER BY 1, 2, 3, 4, 5"
+        if page:
+            statement = f"{QUERIES.edges_as_json} FROM (\n{sorted_edges} LIMIT $4 OFFSET $5\n) e GROUP BY e.project"
+            rows = await self._access.fetch(statement, *arguments, limit, (page - 1) * limit)
+        elif indirect:
+            rows = await self._access.fetch(QUERIES.indirect_edges_as_json, projects)
+        else:
+            statement = f"{QUERIES.edges_as_json} FROM (\n{sorted_edges}\n) e GROUP BY e.project"
+            rows = await self._access.fetch(statement, *arguments)
         found = {row["project"]: (b"[%b]" % row["content"].encode(), int(row["edges"])) for row in rows}
         if page:
             total = await self._access.fetchval(f"SELECT count(*) FROM (\n{query}\n) e", *arguments)  # noqa: S608

@@ -205,11 +205,12 @@ class RenderedServicer(RegistryServiceServicer):
         for field, kind in _CONTENTS.items():
             listed = await self._store.page(Listing(kind, projects=projects, page=page, limit=limit), rendered=True)
             size = self._grown(size, (found.content for found in listed.objects))
+            lists = {project: getattr(contents, field) for project, contents in shown.items()}
+            objects = {project: found.objects for project, found in lists.items()}
             for found in listed.objects:
-                getattr(shown[found.project], field).objects.append(found.content)
-            for contents in shown.values():
-                objects = getattr(contents, field)
-                objects.total = listed.total if page else len(objects.objects)
+                objects[found.project].append(found.content)
+            for each in lists.values():
+                each.total = listed.total if page else len(each.objects)
         for field in ("relationships", "indirect_relationships"):
             indirect = field == "indirect_relationships"
             edges = await self._lineage.rendered(projects, indirect=indirect, page=page, limit=limit)

@@ -79,9 +79,9 @@ def _set(time: Any, moment: datetime) -> None:
 
 
 def _shown(moment: datetime) -> str:
-    """A time as protobuf JSON has it: in UTC, with 0, 3 or 6 digits of a second."""
-    digits = "seconds" if not moment.microsecond else "microseconds" if moment.microsecond % 1000 else "milliseconds"
-    return moment.isoformat(timespec=digits).replace("+00:00", "Z")
+    """A time as protobuf JSON has it, with 0, 3 or 6 digits of a second. PostgreSQL's times come in UTC."""
+    digits = "auto" if moment.microsecond % 1000 else "milliseconds" if moment.microsecond else "seconds"
+    return f"{moment.isoformat(timespec=digits)[:-6]}Z"
 
 
 @dataclass(frozen=True)
