@@ -255,7 +255,8 @@ def dataset_taken(name: str, project: str) -> errors.AlreadyExists:
 def too_large(limit_bytes: int) -> errors.ResourceExhausted:
     """What a request gets whose answer would be larger than a message."""
     return errors.ResourceExhausted(
-        f"The answer is larger than a message of {limit_bytes} bytes: list by pages",
+        f"The answer is larger than a message of {limit_bytes} bytes: ask for pages (page and limit), or for smaller"
+        " ones, or let TRIGLOT_MAX_MESSAGE_BYTES be larger",
         reason="ANSWER_TOO_LARGE",
         limit_bytes=limit_bytes,
     )

@@ -15,6 +15,7 @@ import orjson
 
 from chassis import errors
 from services.registry.kinds import FEATURE, FEATURE_SERVICE, LABEL, PROJECT, SAVED_DATASET, Kind
+from services.registry.queries import QUERIES
 
 PROTECTED = "feast.dev/protected-project"
 
@@ -97,6 +98,22 @@ class Listing:
     def paged(self) -> bool:
         """Whether a page was asked for. As in Feast, that takes both numbers."""
         return self.page > 0 and self.limit > 0
+
+
+def page(listing: Listing, head: str, max_bytes: int) -> tuple[str, list[Any]]:
+    """The statement that lists, and its arguments; `head` is what it reads of each object.
+
+    It answers with as many rows as have `max_bytes` together and with the next one, so that more is noticed, and with
+    no others.
+    """
+    where, arguments = conditions(listing)
+    statement = f"{head} {where} ORDER BY {order(listing)}"
+    if listing.paged:
+        statement += f" LIMIT ${len(arguments) + 1} OFFSET ${len(arguments) + 2}"
+        arguments += [listing.limit, (listing.page - 1) * listing.limit]
+    arguments.append(max_bytes)
+    measured = f"{QUERIES.with_bytes_before} ({statement}) p"
+    return f"SELECT b.* FROM ({measured}) b WHERE b.bytes_before <= ${len(arguments)}", arguments  # noqa: S608
 
 
 def conditions(listing: Listing) -> tuple[str, list[Any]]:

@@ -187,11 +187,20 @@ SELECT o.kind, o.project, o.name, o.proto AS content, o.created, o.updated, o.st
 FROM registry.object o WHERE
 
 -- name: page_rendered
-SELECT o.kind, o.project, o.name, o.rendered AS content, o.created, o.updated, o.state, o.version,
+-- Only views need more than their JSON, and a list of features is long.
+SELECT o.kind, o.project, o.name, o.rendered AS content, o.state, o.version,
+    CASE WHEN o.family = 'featureView' THEN o.created END AS created,
+    CASE WHEN o.family = 'featureView' THEN o.updated END AS updated,
     CASE WHEN o.kind IN ('featureView', 'streamFeatureView') THEN (
         SELECT string_agg(m.rendered, ',' ORDER BY m.position) FROM registry.materialization m WHERE m.object_id = o.id
     ) END AS intervals
 FROM registry.object o WHERE
+
+-- name: with_bytes_before
+-- In front of a page: each row tells how many bytes the rows before it have.
+SELECT p.*, coalesce(sum(octet_length(p.content) + coalesce(octet_length(p.intervals), 0))
+    OVER (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
+FROM
 
 -- name: count_objects
 SELECT count(*) FROM registry.object o WHERE
@@ -256,8 +265,8 @@ ORDER BY project, about, indirect, target_type, target_name, source_type, source
 SELECT name FROM registry.project ORDER BY name;
 
 -- name: direct_edges
--- edge_by_project.
-SELECT DISTINCT e.project, e.target_type, e.target_name, e.source_type, e.source_name
+-- edge_by_project. An object owns the edges that lead to it, and repeats none.
+SELECT e.project, e.target_type, e.target_name, e.source_type, e.source_name
 FROM registry.edge e
 WHERE e.project = ANY($1::text[]) AND (
     (($2::text = '' OR e.source_type = $2) AND ($3::text = '' OR e.source_name = $3))
@@ -265,12 +274,10 @@ WHERE e.project = ANY($1::text[]) AND (
 )
 
 -- name: edges_as_json
--- Around one of the two below: the edges of each project as elements of a JSON array, and how many they are.
-SELECT e.project, count(*) AS edges, string_agg(
-    '{"source":{"type":"' || e.source_type || '","name":' || to_json(e.source_name)
-    || '},"target":{"type":"' || e.target_type || '","name":' || to_json(e.target_name) || '}}', ','
-    ORDER BY e.target_type, e.target_name, e.source_type, e.source_name
-) AS content
+-- Around direct_edges or a page of one of the two: the edges of each project as elements of a JSON array, in the order in
+-- which they come, and how many they are.
+SELECT e.project, count(*) AS edges,
+    string_agg(registry.edge_json(e.source_type, e.source_name, e.target_type, e.target_name), ',') AS content
 
 -- name: indirect_edges
 -- edge_by_project. What the views of a service are made from leads to the service; the entities of a view lead to its
@@ -289,6 +296,44 @@ FROM (
 ) e
 WHERE (($2::text = '' OR e.source_type = $2) AND ($3::text = '' OR e.source_name = $3))
     OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
+
+-- name: indirect_edges_as_json
+-- edge_target, edge_by_project. The same of all indirect edges of projects $1. They are sorted for each target by itself:
+-- there are few targets, and each has few sources.
+SELECT p.project, sum(p.edges)::bigint AS edges, string_agg(p.content, ',' ORDER BY p.target_type, p.target_name) AS content
+FROM (
+    SELECT s.project, s.target_type, s.target_name, l.edges, l.content
+    FROM (
+        SELECT DISTINCT e.project, e.target_type, e.target_name
+        FROM registry.edge e WHERE e.project = ANY($1::text[]) AND e.target_type = 'featureService'
+    ) s
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS edges, string_agg(
+            registry.edge_json(d.source_type, d.source_name, s.target_type, s.target_name), ','
+            ORDER BY d.source_type, d.source_name
+        ) AS content
+        FROM (
+            SELECT DISTINCT v.source_type, v.source_name
+            FROM registry.edge u
+            JOIN registry.edge v ON v.project = u.project AND v.target_type = u.source_type
+                AND v.target_name = u.source_name
+            WHERE u.project = s.project AND u.target_type = s.target_type AND u.target_name = s.target_name
+        ) d
+        HAVING count(*) > 0
+    ) l
+    UNION ALL
+    SELECT d.project, 'dataSource', d.source, count(*),
+        string_agg(registry.edge_json('entity', d.entity, 'dataSource', d.source), ',' ORDER BY d.entity)
+    FROM (
+        SELECT DISTINCT e.project, e.source_name AS entity, d.source_name AS source
+        FROM registry.edge e
+        JOIN registry.edge d ON d.project = e.project AND d.target_type = e.target_type
+            AND d.target_name = e.target_name
+        WHERE e.project = ANY($1) AND e.source_type = 'entity' AND d.source_type = 'dataSource'
+    ) d
+    GROUP BY d.project, d.source
+) p
+GROUP BY p.project;
 
 -- name: covered_by_permissions
 -- object_key, then object_updated. For permissions named in arrays (project, name): the objects that each speaks of, the

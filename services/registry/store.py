@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -18,16 +18,18 @@ from protos.gen.feast.core.FeatureView_pb2 import AVAILABLE_ONLINE, Materializat
 from services.registry import kinds, listing, views
 from services.registry.access import DELETE, UPDATE, WRITE_ONLINE, Access
 from services.registry.applying import Applying, Plan
+from services.registry.checks import too_large
 from services.registry.kinds import Kind
 from services.registry.queries import QUERIES
 
 # Rows that are fetched together where everything is read.
 _BATCH = 200
+# What stands around an object in a message, at most.
+_FRAME_BYTES = 16
 MIGRATIONS = Migrations("registry", Path(__file__).parent / "migrations")
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """An object that was read: its message's bytes or its JSON, whichever was asked for."""
 
     kind: Kind
@@ -57,11 +59,13 @@ class StoredProject:
 class RegistryStore:
     """All reads and writes of the registry, as far as whoever calls may read and write.
 
-    A write is one transaction, and visible once it returned. What the caller may not do is a PermissionDenied.
+    A write is one transaction, and visible once it returned. What the caller may not do is a PermissionDenied. Nothing
+    that is read is larger than `max_bytes`, a message.
     """
 
-    def __init__(self, database: Database, access: Access) -> None:
+    def __init__(self, database: Database, access: Access, max_bytes: int) -> None:
         self._database = database
+        self._max_bytes = max_bytes
         self._access = access
 
     # ---- writing ----
@@ -178,18 +182,19 @@ class RegistryStore:
         return found
 
     async def page(self, wanted: listing.Listing, *, rendered: bool = False) -> Page:
-        """One page of a list, as messages or as JSON."""
-        where, arguments = listing.conditions(wanted)
+        """One page of a list, as messages or as JSON. ResourceExhausted if it is more than a message."""
+        total = 0
+        if wanted.paged:
+            where, counted = listing.conditions(wanted)
+            total = await self._access.fetchval(f"{QUERIES.count_objects} {where}", *counted)
+            if (wanted.page - 1) * wanted.limit >= total:
+                return Page((), total)
         head = QUERIES.page_rendered if rendered else QUERIES.page_of_protos
-        statement = f"{head} {where} ORDER BY {listing.order(wanted)}"
-        if not wanted.paged:
-            objects = _contents(await self._access.fetch(statement, *arguments), rendered)
-            return Page(objects, len(objects))
-        total = await self._access.fetchval(f"{QUERIES.count_objects} {where}", *arguments)
-        statement += f" LIMIT ${len(arguments) + 1} OFFSET ${len(arguments) + 2}"
-        offset = (wanted.page - 1) * wanted.limit
-        rows = await self._access.fetch(statement, *arguments, wanted.limit, offset) if offset < total else []
-        return Page(_contents(rows, rendered), total)
+        statement, arguments = listing.page(wanted, head, self._max_bytes)
+        objects = _contents(await self._access.fetch(statement, *arguments), rendered)
+        if sum(len(found.content) + _FRAME_BYTES for found in objects) > self._max_bytes:
+            raise too_large(self._max_bytes)
+        return Page(objects, total if wanted.paged else len(objects))
 
     async def everything(self, wanted: Sequence[Kind]) -> AsyncGenerator[Content]:
         """The messages of all objects of some kinds, as they were at one moment, but those of protected projects.
@@ -242,13 +247,12 @@ def _missing(kind: Kind, name: str, project: str, parent: str) -> errors.NotFoun
 
 def _contents(rows: Sequence[asyncpg.Record], rendered: bool) -> Sequence[Content]:
     whole = _whole_json if rendered else _whole_message
-    found = [(kinds.BY_NAME[row["kind"]], row) for row in rows]
-    return [Content(kind, row["project"], row["name"], whole(kind, row)) for kind, row in found]
+    return [Content(kind := kinds.BY_NAME[row["kind"]], row["project"], row["name"], whole(kind, row)) for row in rows]
 
 
 def _whole_message(kind: Kind, row: asyncpg.Record) -> bytes:
-    return views.whole_message(kind, row) if kind.is_view else bytes(row["content"])
+    return views.whole_message(kind, row) if kind.is_view else row["content"]
 
 
 def _whole_json(kind: Kind, row: asyncpg.Record) -> bytes:
-    return views.whole_json(row) if kind.is_view else bytes(row["content"])
+    return views.whole_json(row) if kind.is_view else row["content"]

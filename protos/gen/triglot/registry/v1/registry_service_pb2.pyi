@@ -80,7 +80,7 @@ class ListObjectsRequest(_message.Message):
     feature_view: _builtins.str
     """Only feature services that select from this view; only features and labels of this view."""
     name: _builtins.str
-    """Only features and labels of this name."""
+    """Only objects of this name."""
     page: _builtins.int
     """Page to answer with, from 1. 0, with limit 0: everything on one page."""
     limit: _builtins.int

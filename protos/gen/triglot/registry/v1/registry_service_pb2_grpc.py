@@ -34,6 +34,9 @@ class RegistryServiceStub:
     object's own: `name`, `project` (but for projects) and, for feature views, `type`: featureView, streamFeatureView,
     onDemandFeatureView or labelView. A feature has `name`, `project`, `featureView`, `type` ("Float32"), `kind`
     ("feature" or "label") and, unless they are empty, `description` and `tags`.
+
+    An answer that would be larger than the largest message is RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: a list has to
+    be read by pages, or by smaller ones. The registry then has not read more than a message into its memory.
     """
 
     def __init__(self, channel):
@@ -122,11 +125,15 @@ class RegistryServiceServicer:
     object's own: `name`, `project` (but for projects) and, for feature views, `type`: featureView, streamFeatureView,
     onDemandFeatureView or labelView. A feature has `name`, `project`, `featureView`, `type` ("Float32"), `kind`
     ("feature" or "label") and, unless they are empty, `description` and `tags`.
+
+    An answer that would be larger than the largest message is RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: a list has to
+    be read by pages, or by smaller ones. The registry then has not read more than a message into its memory.
     """
 
     def ListObjects(self, request, context):
         """One page of the objects of one kind, in one project or in all. Every filter narrows; an unknown project is empty.
-        INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range.
+        INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range; RESOURCE_EXHAUSTED, reason
+        ANSWER_TOO_LARGE, for a page that is larger than a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,14 +190,15 @@ class RegistryServiceServicer:
 
     def GetProjectContents(self, request, context):
         """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
-        project, or paging out of range.
+        project, or paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE, for more than a message holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListProjectContents(self, request, context):
-        """Everything in each project. INVALID_ARGUMENT for paging out of range.
+        """Everything in each project. INVALID_ARGUMENT for paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE,
+        for more than a message holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -328,6 +336,9 @@ class RegistryService:
     object's own: `name`, `project` (but for projects) and, for feature views, `type`: featureView, streamFeatureView,
     onDemandFeatureView or labelView. A feature has `name`, `project`, `featureView`, `type` ("Float32"), `kind`
     ("feature" or "label") and, unless they are empty, `description` and `tags`.
+
+    An answer that would be larger than the largest message is RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: a list has to
+    be read by pages, or by smaller ones. The registry then has not read more than a message into its memory.
     """
 
     @staticmethod

@@ -35,6 +35,9 @@ class RegistryServiceStub:
     object's own: `name`, `project` (but for projects) and, for feature views, `type`: featureView, streamFeatureView,
     onDemandFeatureView or labelView. A feature has `name`, `project`, `featureView`, `type` ("Float32"), `kind`
     ("feature" or "label") and, unless they are empty, `description` and `tags`.
+
+    An answer that would be larger than the largest message is RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: a list has to
+    be read by pages, or by smaller ones. The registry then has not read more than a message into its memory.
     """
 
     @_typing.overload
@@ -43,7 +46,8 @@ class RegistryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     ListObjects: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListObjectsRequest, _registry_service_pb2.ListObjectsResponse]
     """One page of the objects of one kind, in one project or in all. Every filter narrows; an unknown project is empty.
-    INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range.
+    INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range; RESOURCE_EXHAUSTED, reason
+    ANSWER_TOO_LARGE, for a page that is larger than a message.
     """
     GetObject: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetObjectRequest, _registry_service_pb2.GetObjectResponse]
     """One object by name. NOT_FOUND with the kind's own reason if absent."""
@@ -70,10 +74,12 @@ class RegistryServiceStub:
     """The tags that most feature views have, in one project or in all. INVALID_ARGUMENT for a limit out of range."""
     GetProjectContents: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetProjectContentsRequest, _registry_service_pb2.GetProjectContentsResponse]
     """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
-    project, or paging out of range.
+    project, or paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE, for more than a message holds.
     """
     ListProjectContents: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListProjectContentsRequest, _registry_service_pb2.ListProjectContentsResponse]
-    """Everything in each project. INVALID_ARGUMENT for paging out of range."""
+    """Everything in each project. INVALID_ARGUMENT for paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE,
+    for more than a message holds.
+    """
     ListFeatureViewVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListFeatureViewVersionsRequest, _registry_service_pb2.ListFeatureViewVersionsResponse]
     """The versions of a feature view, oldest first. To go back to one, apply the view as it is with `spec.version` set to
     it ("v3"). NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND, without that view; INVALID_ARGUMENT for paging out of range.
@@ -107,12 +113,16 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     object's own: `name`, `project` (but for projects) and, for feature views, `type`: featureView, streamFeatureView,
     onDemandFeatureView or labelView. A feature has `name`, `project`, `featureView`, `type` ("Float32"), `kind`
     ("feature" or "label") and, unless they are empty, `description` and `tags`.
+
+    An answer that would be larger than the largest message is RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: a list has to
+    be read by pages, or by smaller ones. The registry then has not read more than a message into its memory.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListObjects: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListObjectsRequest, _registry_service_pb2.ListObjectsResponse]  # type: ignore[assignment]
     """One page of the objects of one kind, in one project or in all. Every filter narrows; an unknown project is empty.
-    INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range.
+    INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range; RESOURCE_EXHAUSTED, reason
+    ANSWER_TOO_LARGE, for a page that is larger than a message.
     """
     GetObject: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetObjectRequest, _registry_service_pb2.GetObjectResponse]  # type: ignore[assignment]
     """One object by name. NOT_FOUND with the kind's own reason if absent."""
@@ -139,10 +149,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """The tags that most feature views have, in one project or in all. INVALID_ARGUMENT for a limit out of range."""
     GetProjectContents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetProjectContentsRequest, _registry_service_pb2.GetProjectContentsResponse]  # type: ignore[assignment]
     """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
-    project, or paging out of range.
+    project, or paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE, for more than a message holds.
     """
     ListProjectContents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListProjectContentsRequest, _registry_service_pb2.ListProjectContentsResponse]  # type: ignore[assignment]
-    """Everything in each project. INVALID_ARGUMENT for paging out of range."""
+    """Everything in each project. INVALID_ARGUMENT for paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE,
+    for more than a message holds.
+    """
     ListFeatureViewVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListFeatureViewVersionsRequest, _registry_service_pb2.ListFeatureViewVersionsResponse]  # type: ignore[assignment]
     """The versions of a feature view, oldest first. To go back to one, apply the view as it is with `spec.version` set to
     it ("v3"). NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND, without that view; INVALID_ARGUMENT for paging out of range.
@@ -175,6 +187,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     object's own: `name`, `project` (but for projects) and, for feature views, `type`: featureView, streamFeatureView,
     onDemandFeatureView or labelView. A feature has `name`, `project`, `featureView`, `type` ("Float32"), `kind`
     ("feature" or "label") and, unless they are empty, `description` and `tags`.
+
+    An answer that would be larger than the largest message is RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: a list has to
+    be read by pages, or by smaller ones. The registry then has not read more than a message into its memory.
     """
 
     @_abc_1.abstractmethod
@@ -184,7 +199,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListObjectsResponse, _abc.Awaitable[_registry_service_pb2.ListObjectsResponse]]:
         """One page of the objects of one kind, in one project or in all. Every filter narrows; an unknown project is empty.
-        INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range.
+        INVALID_ARGUMENT for a filter that the kind does not have, or paging out of range; RESOURCE_EXHAUSTED, reason
+        ANSWER_TOO_LARGE, for a page that is larger than a message.
         """
 
     @_abc_1.abstractmethod
@@ -253,7 +269,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.GetProjectContentsResponse, _abc.Awaitable[_registry_service_pb2.GetProjectContentsResponse]]:
         """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
-        project, or paging out of range.
+        project, or paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE, for more than a message holds.
         """
 
     @_abc_1.abstractmethod
@@ -262,7 +278,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListProjectContentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListProjectContentsResponse, _abc.Awaitable[_registry_service_pb2.ListProjectContentsResponse]]:
-        """Everything in each project. INVALID_ARGUMENT for paging out of range."""
+        """Everything in each project. INVALID_ARGUMENT for paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE,
+        for more than a message holds.
+        """
 
     @_abc_1.abstractmethod
     def ListFeatureViewVersions(

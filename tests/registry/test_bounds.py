@@ -1,0 +1,130 @@
+"""Lists end at the size of a message: a clear refusal that names paging, and no more in memory than that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+
+from chassis import errors
+from chassis.inprocess import InProcessChannel
+from chassis.settings import Settings
+from gateway.app import create_app
+from gateway.dialects import feast as dialect
+from gateway.settings import GatewaySettings
+from protos.gen.feast.core.Project_pb2 import Project
+from protos.gen.feast.registry import RegistryServer_pb2 as feast
+from protos.gen.feast.registry.RegistryServer_pb2_grpc import RegistryServerStub
+from protos.gen.triglot.registry.v1 import object_pb2
+from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
+from protos.gen.triglot.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from services.registry.access import Access
+from services.registry.process import open_service
+from services.registry.settings import RegistrySettings
+from tests.registry.conftest import Registry
+from tests.registry.test_objects import applies
+
+LIMIT_BYTES = 8192
+TAGS, HALF = {"t": "x" * 5000}, {"t": "x" * 2500}
+OBJECTS = 6
+LISTS = [
+    method.name
+    for method in feast.DESCRIPTOR.services_by_name["RegistryServer"].methods
+    if method.name.startswith("List") and "pagination" in method.input_type.fields_by_name
+]
+KINDS = [number for number in object_pb2.ObjectKind.values() if number != object_pb2.OBJECT_KIND_UNSPECIFIED]
+
+
+@pytest.fixture
+async def channel(registry: Registry, settings: Settings) -> AsyncIterator[InProcessChannel]:
+    """Project `wide` and others, with six large objects of every kind, in a process whose messages hold one of them."""
+    for number in range(OBJECTS):
+        project = Project()
+        project.spec.name = f"p{number}"
+        project.spec.tags.update(TAGS)
+        await registry(registry.feast.ApplyProject, feast.ApplyProjectRequest(project=project))
+        for kind, (field, made) in applies().items():
+            spec: Any = getattr(made, "spec", made)
+            spec.name = f"{kind}{number}"
+            spec.tags.update(HALF if kind.endswith("View") else TAGS)
+            if kind.endswith("View"):
+                del spec.features[:]
+                spec.features.add(name="f", value_type=1, tags=HALF)
+            verb = "FeatureView" if kind.endswith("View") else kind
+            request = getattr(feast, f"Apply{verb}Request")(**{field: made}, project="wide")
+            await registry(getattr(registry.feast, f"Apply{verb}"), request)
+    small = settings.model_copy(update={"max_message_bytes": LIMIT_BYTES})
+    async with open_service(small, RegistrySettings()) as services:
+        yield InProcessChannel(services)
+
+
+@pytest.fixture
+def tight(channel: InProcessChannel, registry: Registry) -> Registry:
+    return Registry(RegistryServerStub(channel), RegistryServiceStub(channel), registry.metadata)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each query answered."""
+    counted: list[int] = []
+    fetch = Access.fetch
+
+    async def counting(self: Access, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        rows = await fetch(self, query, *arguments)
+        counted.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(Access, "fetch", counting)
+    return counted
+
+
+async def too_large(registry: Registry, method: Any, request: Any) -> None:
+    with pytest.raises(errors.ResourceExhausted) as raised:
+        await registry(method, request)
+    assert (raised.value.reason, raised.value.metadata) == ("ANSWER_TOO_LARGE", {"limit_bytes": str(LIMIT_BYTES)})
+    assert "page" in raised.value.message
+    assert "TRIGLOT_MAX_MESSAGE_BYTES" in raised.value.message
+
+
+async def test_lists_of_feasts_contract(tight: Registry, read: list[int]) -> None:
+    assert len(LISTS) == 13
+    for name in LISTS:
+        method, kind = getattr(tight.feast, name), getattr(feast, f"{name}Request")
+        in_project = {"project": "wide"} if "project" in kind.DESCRIPTOR.fields_by_name else {}
+        read.clear()
+        await too_large(tight, method, kind(**in_project))
+        assert len(read) == 1, name
+        assert read[0] < OBJECTS, name  # what is too much stays where it is
+        page = await tight(method, kind(**in_project, pagination=feast.PaginationParams(page=2, limit=1)))
+        assert page.pagination.total_count >= OBJECTS, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_lists_of_our_contract(tight: Registry, read: list[int], kind: object_pb2.ObjectKind.ValueType) -> None:
+    await too_large(tight, tight.rendered.ListObjects, rpc.ListObjectsRequest(kind=kind))
+    await too_large(tight, tight.rendered.ListObjects, rpc.ListObjectsRequest(kind=kind, page=1, limit=5))
+    assert len(read) == 2
+    assert max(read) < OBJECTS
+    page = await tight(tight.rendered.ListObjects, rpc.ListObjectsRequest(kind=kind, page=2, limit=1))
+    assert (len(page.objects), page.total >= OBJECTS) == (1, True)
+
+
+async def test_contents_of_projects(tight: Registry, read: list[int]) -> None:
+    await too_large(tight, tight.rendered.GetProjectContents, rpc.GetProjectContentsRequest(project="wide"))
+    assert max(read) < OBJECTS
+    await too_large(tight, tight.rendered.ListProjectContents, rpc.ListProjectContentsRequest())
+
+
+async def test_over_rest_it_is_429(channel: InProcessChannel, registry: Registry) -> None:
+    settings = GatewaySettings()
+    app = create_app([dialect.dialect(channel, settings)], settings)
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app), base_url="http://feast", headers=dict(registry.metadata)
+    ) as http:
+        answer = await http.get("/entities?project=wide")
+        assert (answer.status_code, answer.json()["error_type"]) == (429, "HTTPException")
+        assert "page" in answer.json()["detail"]
+        assert (await http.get("/entities?project=wide&limit=1")).status_code == 200
