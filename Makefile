@@ -7,6 +7,9 @@ BIN := .venv/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python
 INSTALL := install -qq --require-hashes
 DROPINS := feast hopsworks pai
+# Tests run in so many processes, each with servers of its own.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 ARGS ?=
 
 .PHONY: help run test check install install-dev dropin-environments verify fix clean \
@@ -20,11 +23,11 @@ run: install ## Start everything on this machine (ARGS="--no-sample" and the lik
 	@$(BIN)/triglot up $(ARGS)
 
 test: install-dev dropin-environments ## All tests: units, real servers, compatibility cases, real clients
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: install-dev ## The quick part, while you work: lint, types, imports, tests without real clients and stacks
 	@$(MAKE) --no-print-directory verify-lint verify-types verify-imports
-	$(BIN)/python -m pytest -m "not dropin and not stack" $(ARGS)
+	$(PYTEST) -m "not dropin and not stack" $(ARGS)
 
 verify: verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks ## All checks that are not tests
 
