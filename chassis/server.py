@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,12 +18,16 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import errors, telemetry
+from chassis import errors, rdrs_config, telemetry
 from chassis.addresses import joined
 from chassis.errors import PortInUse
 from chassis.rpc import Endpoint, Service
 from chassis.settings import Settings
 
+# In the environment of a child of `triglot serve --workers`: its number, and the file descriptor of a pipe in which it
+# says that it serves.
+WORKER = "TRIGLOT_WORKER"
+READY_PIPE = "TRIGLOT_READY_PIPE"
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -42,14 +47,15 @@ class GrpcServer:
         max_message_bytes: int,
         with_reflection: bool = True,
         tls: grpc.ServerCredentials | None = None,
+        reuse_port: bool = False,
     ) -> None:
         self._services = services
         self._host, self._port = host, port
         self._tls = tls
         self._with_reflection = with_reflection
         self._options = (
-            # Without this two servers share a port in silence.
-            ("grpc.so_reuseport", 0),
+            # It is 1 unless it is set, and two servers share a port in silence.
+            ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
             # Clients behind a load balancer meet new replicas; see docs/architecture.md.
@@ -101,6 +107,7 @@ async def listening(services: Sequence[Service], settings: Settings, port: int) 
         max_message_bytes=settings.max_message_bytes,
         with_reflection=settings.reflection,
         tls=_credentials(settings),
+        reuse_port=settings.reuse_port,
     )
     bound = await server.start()
     try:
@@ -168,6 +175,7 @@ async def stay(role: str, **facts: object) -> NoReturn:
     gc.collect()
     gc.freeze()
     telemetry.log.info("serving", role=role, **facts)
+    _tell_parent()
     try:
         while True:
             await asyncio.get_running_loop().create_future()
@@ -176,16 +184,33 @@ async def stay(role: str, **facts: object) -> NoReturn:
         gc.unfreeze()
 
 
+def _tell_parent() -> None:
+    """Whoever started us in order to wait for this left a pipe."""
+    pipe = os.environ.pop(READY_PIPE, "")
+    if pipe:
+        with suppress(OSError):  # it does not wait any more
+            os.write(int(pipe), b"1")
+        os.close(int(pipe))
+
+
 def process(live: Callable[[Settings], Awaitable[None]]) -> None:
     """Be a process of a deployment: settings, logs, metrics, then `live` until the process is told to stop."""
 
     async def begin() -> None:
         settings = Settings()
         telemetry.configure(settings)
+        warn_of_rdrs_config()
         telemetry.serve_metrics(settings.host, settings.metrics_port)
         await live(settings)
 
     run(begin)
+
+
+def warn_of_rdrs_config() -> None:
+    """Name, in one line, what the file holds that changes nothing; of several workers the first does."""
+    ignored = rdrs_config.without_meaning()
+    if ignored and os.environ.get(WORKER, "0") == "0":
+        telemetry.log.warning("rdrs_config.json: these keys mean nothing here", keys=ignored)
 
 
 def run(live: Callable[[], Awaitable[None]]) -> None:

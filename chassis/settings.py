@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from chassis import rdrs_config
 from chassis.addresses import is_loopback
 from chassis.errors import WrongSetting
 from chassis.secretbox import SecretBox
@@ -46,8 +47,8 @@ class SettingsModel(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment first, then the feature_store.yaml that it names."""
-        return (*sources, *named.values(), _FeatureStoreYaml(settings_cls))
+        """The environment first, then the files of other systems that it names."""
+        return (*sources, *named.values(), _RdrsConfig(settings_cls), _FeatureStoreYaml(settings_cls))
 
     @classmethod
     def variable(cls, field: str) -> str:
@@ -69,6 +70,20 @@ class SettingsModel(BaseSettings):
             return orjson.loads(value)
         except orjson.JSONDecodeError:
             raise ValueError("it is not JSON") from None
+
+
+class _RdrsConfig(PydanticBaseSettingsSource):
+    """What a model takes from the rdrs_config.json that the environment names. Raises WrongSetting."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Unused: all fields are read at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        prefix = self.settings_cls.model_config.get("env_prefix", "")
+        given = rdrs_config.settings()
+        variables = {name: f"{prefix}{name.upper()}" for name in self.settings_cls.model_fields}
+        return {name: given[variable] for name, variable in variables.items() if variable in given}
 
 
 class _FeatureStoreYaml(PydanticBaseSettingsSource):
@@ -167,6 +182,16 @@ class Settings(SettingsModel):
         "",
         description="A `feature_store.yaml` of Feast's, for `limit` and `log_patterns` of its section"
         " `feature_server.recent_visit_logging`; variables of the registry and the gateway win.",
+    )
+    rdrs_config: str = Field(
+        "",
+        description="An `rdrs_config.json` of RonDB's REST server, for address, port, TLS, size of requests, caching of"
+        " keys and log level; other variables win. What else it holds is named in one warning.",
+    )
+    reuse_port: bool = Field(
+        False,
+        description="Share the ports with other processes of the same user that do so too (SO_REUSEPORT)."
+        " `--workers` sets it.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["json", "console"] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -35,6 +36,11 @@ class GatewaySettings(SettingsModel):
         (6572, 4406, 8080),
         description="HTTP ports, a JSON list; each serves all three dialects (Feast's, Hopsworks' and one more).",
     )
+    client_authority: str = Field(
+        "",
+        description="PEM file of the authorities that must vouch for the certificate that a client shows on the HTTP"
+        " ports; empty: none is asked for. Only with TLS.",
+    )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest HTTP body that is taken.")
     body_timeout_seconds: float = Field(30.0, gt=0, description="How long a body may take to arrive.")
     max_connections: int = Field(
@@ -55,6 +61,16 @@ class GatewaySettings(SettingsModel):
     hopsworks_validate_passed_features: bool = Field(
         False, description="What Hopsworks' option `validatePassedFeatures` means when a request does not give it."
     )
+
+    @field_validator("client_authority")
+    @classmethod
+    def _vouches(cls, path: str) -> str:
+        if path:
+            try:
+                ssl.create_default_context(cafile=path)
+            except OSError as error:
+                raise ValueError(error.strerror or str(error)) from None
+        return path
 
     @field_validator("feast_visit_patterns")
     @classmethod

@@ -116,12 +116,71 @@ def serve_registry(
     Examples: `triglot serve registry` - `triglot serve registry --rest-api` -
     `triglot serve registry --rest-api --no-grpc --rest-port 8080 --cert tls.crt --key tls.key`
     """
-    if not (grpc or rest_api):
-        raise errors.WrongSetting("--no-grpc leaves nothing to serve: add --rest-api")
+    _require_any(grpc, rest_api)
     _override(registry_port=port, tls_certificate=cert, tls_key=key)
     from triglot import registry
 
-    registry.run(grpc=grpc, rest_port=rest_port if rest_api else None)
+    registry.run(with_grpc=grpc, rest_port=rest_port if rest_api else None)
+
+
+Workers = Annotated[
+    int, typer.Option(min=1, max=256, help="Processes that share the ports; the next metrics port for each.")
+]
+RdrsConfig = Annotated[
+    Path | None, typer.Option(help="An `rdrs_config.json` of RonDB's REST server; docs/serving.md says what it means.")
+]
+
+
+@serve.command("serving")
+def serve_serving(
+    port: Annotated[int | None, typer.Option("--port", "-p", help="gRPC port.  [default: 6571]")] = None,
+    rest_api: Annotated[bool, typer.Option("--rest-api", "-r", help="Serve Hopsworks' REST too.")] = False,
+    rest_port: Annotated[int | None, typer.Option("--rest-port", help="HTTP port.  [default: 4406]")] = None,
+    grpc: Annotated[bool, typer.Option(help="Serve gRPC. Without it REST calls serving inside the process.")] = True,
+    workers: Workers = 1,
+    rdrs_config: RdrsConfig = None,
+    cert: Certificate = None,
+    key: Key = None,
+) -> None:
+    """Feature vectors from Redis, over gRPC, Hopsworks' REST or both.
+
+    Examples: `triglot serve serving` - `triglot serve serving --rest-api --workers 4` -
+    `triglot serve serving --rest-api --no-grpc --rdrs-config /etc/rdrs_config.json`
+    """
+    _require_any(grpc, rest_api)
+    _override(
+        serving_port=port, serving_rest_port=rest_port, rdrs_config=rdrs_config, tls_certificate=cert, tls_key=key
+    )
+    if workers > 1:
+        from services.serving.settings import ServingSettings
+        from triglot.workers import run
+
+        flags = (*(("--rest-api",) if rest_api else ()), *(() if grpc else ("--no-grpc",)))
+        ports = {"TRIGLOT_SERVING_PORT": Settings().serving_port} if grpc else {}
+        rest = {"TRIGLOT_SERVING_REST_PORT": ServingSettings().rest_port} if rest_api else {}
+        run(("serve", "serving", *flags), workers, ports | rest)
+    from triglot import serving
+
+    serving.run(with_grpc=grpc, with_rest=rest_api)
+
+
+@serve.command("gateway")
+def serve_gateway(
+    workers: Workers = 1, rdrs_config: RdrsConfig = None, cert: Certificate = None, key: Key = None
+) -> None:
+    """REST of all three dialects, in front of the other processes."""
+    _override(rdrs_config=rdrs_config, tls_certificate=cert, tls_key=key)
+    if workers > 1:
+        from gateway.settings import GatewaySettings
+        from triglot.workers import run
+
+        run(("serve", "gateway"), workers, {"TRIGLOT_GATEWAY_PORTS": GatewaySettings().ports})
+    importlib.import_module("gateway.__main__").main()
+
+
+def _require_any(grpc: bool, rest_api: bool) -> None:
+    if not (grpc or rest_api):
+        raise errors.WrongSetting("--no-grpc leaves nothing to serve: add --rest-api")
 
 
 def _add_role(name: str, module: str, summary: str) -> None:
@@ -131,10 +190,8 @@ def _add_role(name: str, module: str, summary: str) -> None:
         importlib.import_module(module).main()
 
 
-_add_role("serving", "services.serving.__main__", "Feature vectors from Redis, over gRPC.")
 _add_role("management", "services.management.__main__", "The catalogue, tasks and identity, over gRPC.")
 _add_role("worker", "services.management.worker", "Performs the tasks of management.")
-_add_role("gateway", "gateway.__main__", "REST of all three dialects, in front of the other processes.")
 
 
 @app.command(name="migrate")

@@ -18,11 +18,13 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _STEADY_SECONDS = 60.0
 
 
-async def keep(name: str, exit_status: Callable[[], int | None], start: Callable[[], None], output: Path) -> NoReturn:
+async def keep(
+    name: str, exit_status: Callable[[], int | None], start: Callable[[], None], output: Path | None = None
+) -> NoReturn:
     """Start it again whenever it has ended. Raises what `start` raises.
 
     `exit_status` is None while it runs. `start` blocks the event loop, because children must be started from the main
-    thread. `output` is its log file.
+    thread. `output` is its log file, if it has one of its own.
     """
     pause = _FIRST_PAUSE_SECONDS
     while True:
@@ -31,7 +33,8 @@ async def keep(name: str, exit_status: Callable[[], int | None], start: Callable
             await asyncio.sleep(_LOOK_SECONDS)
         if time.monotonic() - began > _STEADY_SECONDS:
             pause = _FIRST_PAUSE_SECONDS
-        log.error(f"{name} ended; starting it again", ended_by=described(status), pause_seconds=pause, log=str(output))
+        where = {"log": str(output)} if output else {}
+        log.error(f"{name} ended; starting it again", ended_by=described(status), pause_seconds=pause, **where)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         start()

@@ -117,6 +117,7 @@ class _Deployment:
     async def serve(self) -> None:
         """Serve until cancelled, or until a child cannot be started again."""
         telemetry.configure(self._settings)
+        server.warn_of_rdrs_config()
         tasks = [asyncio.create_task(each) for each in (self._serve(), *self._keeping())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

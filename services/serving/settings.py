@@ -13,6 +13,9 @@ class ServingSettings(SettingsModel):
 
     model_config = SettingsConfigDict(env_prefix="TRIGLOT_SERVING_", frozen=True, extra="ignore")
 
+    rest_port: int = Field(
+        4406, ge=0, le=65535, description="HTTP port of `triglot serve serving --rest-api`, which has Hopsworks' REST."
+    )
     max_entries: int = Field(5_000, ge=1, description="Entries that one request for feature vectors may hold.")
     calls_per_second: float = Field(
         0, ge=0, description="How many calls a second each process takes with one API key. 0: any number."

@@ -76,15 +76,16 @@ class Command:
     death_signal: signal.Signals = signal.SIGKILL
     environment: Mapping[str, str] = field(default_factory=dict)  # on top of what is passed on
 
-    def spawn(self, log: Log, keep_fd: int | None = None, stdin: int = subprocess.DEVNULL) -> "Child":
+    def spawn(self, log: Log | None, keep_fd: int | None = None, stdin: int = subprocess.DEVNULL) -> "Child":
         """Starts the process in a session of its own, so that Ctrl-C in the terminal reaches us
-        alone and we can drain before we stop it. It inherits the descriptor `keep_fd` and no other.
+        alone and we can drain before we stop it. Its output goes to the log, or where ours goes.
+        It inherits the descriptor `keep_fd` and no other.
         Raises RuntimeError outside the main thread, OSError if the program cannot be run.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("embedded servers must be started from the main thread")
         account = self.account
-        with log.path.open("ab") as output:
+        with log.path.open("ab") if log else contextlib.nullcontext() as output:
             popen = subprocess.Popen(
                 self.argv,
                 cwd=self.cwd,
