@@ -9,7 +9,6 @@ answered, and nothing else.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections import defaultdict
@@ -22,6 +21,7 @@ from redis import exceptions
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from chassis.addresses import joined
+from chassis.redis_line import exchange
 
 Address = tuple[str, int]
 
@@ -32,36 +32,6 @@ _MOST_TURNS = 5
 _LOOK_SECONDS = 0.1
 _ASKED_AT_ONCE = 5
 _FAILURES = (exceptions.RedisError, OSError, TimeoutError)
-
-
-async def exchange(client: redis.asyncio.Redis, packed: bytes, answers: int) -> list[Any]:
-    """The answers to packed commands that are sent over one connection. Errors that the server answers are among them.
-
-    Raises what the driver raises if the server is not there. All that is sent may be done twice: a connection that a
-    restarted server left behind is noticed when it is used.
-    """
-    pool: Any = client.connection_pool
-    for last in (False, True):
-        connection = await pool.get_connection()
-        try:
-            async with asyncio.timeout(connection.socket_timeout):
-                await connection.send_packed_command(packed)
-                return [await _answer(connection) for _ in range(answers)]
-        except BaseException as error:
-            # Whoever gets the connection next must not read what is still to come.
-            await connection.disconnect(nowait=True)
-            if last or not isinstance(error, exceptions.ConnectionError):
-                raise
-        finally:
-            await pool.release(connection)
-    raise AssertionError("unreachable")
-
-
-async def _answer(connection: Any) -> Any:
-    try:
-        return await connection.read_response(timeout=math.inf)
-    except exceptions.ResponseError as error:
-        return error
 
 
 class Cluster:

@@ -21,7 +21,8 @@ import redis.exceptions
 
 from chassis import errors
 from chassis.redis import Client, report, translated
-from chassis.redis_nodes import Address, Cluster, exchange
+from chassis.redis_line import exchange
+from chassis.redis_nodes import Address, Cluster
 
 SEPARATOR = b"\n"
 # Stands in the place of a row that was not answered. A row is never as short as that.
@@ -123,21 +124,11 @@ class Rows:
             return found
 
     async def _ask(self, command: tuple[bytes, ...]) -> Any:
-        """A single server's answer. The driver's own way packs a command word by word in Python; this takes C."""
-        packed = hiredis.pack_command(command)  # type: ignore[arg-type]
-        pool = self._client.connection_pool
-        for last in (False, True):
-            connection = await pool.get_connection()
-            try:
-                await connection.send_packed_command(packed)
-                return await connection.read_response()
-            except redis.exceptions.ConnectionError:
-                # What a restarted server left behind; the connection is closed, the next one is new.
-                if last:
-                    raise
-            finally:
-                await pool.release(connection)
-        raise AssertionError("unreachable")
+        """A single server's answer."""
+        (answer,) = await exchange(self._client, hiredis.pack_command(command), 1)  # type: ignore[arg-type]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     # Writing
 
