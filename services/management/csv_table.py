@@ -1,12 +1,14 @@
 """A CSV file into a view's own offline table: one Parquet file for each partition, replaced as a whole.
 
+The file is below an allowed folder, or is fetched from an allowed host before anything else is done.
+
 Memory does not grow with the file, but that Merge holds the keys of its rows. All of it blocks: use it in a thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,18 +18,19 @@ import pyarrow.parquet as pq
 
 from chassis import datatypes, errors
 from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
-from services.management import fields, publish
+from services.management import downloads, fields, publish
+from services.management.downloads import Limits
 from services.management.inputs import invalid
-from services.management.offline import OfflineStore, readable
+from services.management.offline import NewFile, OfflineStore
 from services.management.rows import Row
-from services.management.views import READY_MADE, offline_table_of
+from services.management.views import READY_MADE
 
-_FILE = "data.parquet"
-_UNFINISHED = ".unfinished-"
 _BLOCK_BYTES = 4 * 1024 * 1024
 
 
-def asked_for(view: Row, request: pb.WriteFeatureViewTableRequest, offline: OfflineStore) -> dict[str, Any]:
+def asked_for(
+    view: Row, request: pb.WriteFeatureViewTableRequest, offline: OfflineStore, limits: Limits
+) -> dict[str, Any]:
     """The task's configuration. Raises InvalidArgument if it cannot be done, NotFound without the file."""
     mode = publish.mode_of(request.mode)
     if view["write_method"] == READY_MADE:
@@ -39,11 +42,15 @@ def asked_for(view: Row, request: pb.WriteFeatureViewTableRequest, offline: Offl
     delimiter = request.url_datasource.delimiter or ","
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
         raise invalid("UrlDatasource.Delimiter", "must be one ASCII character, and no quote or line break")
-    offline.file(request.url_datasource.path)
+    path = request.url_datasource.path
+    if downloads.is_url(path):
+        downloads.check(path, limits)
+    else:
+        offline.file(path)
     return {
         "mode": mode.lower(),
         "partitions": _partition(view, request.partitions),
-        "path": request.url_datasource.path,
+        "path": path,
         "delimiter": delimiter,
         "omit_header": request.url_datasource.omit_header,
     }
@@ -74,18 +81,15 @@ def _schema(view: Row) -> pa.Schema:
 
 
 class CsvImport:
-    """One attempt: iterate over it, then `finish`. Until then the table is as it was."""
+    """One attempt: go through `steps`, then `target.finish()`. Until then the table is as it was."""
 
-    def __init__(
-        self, view: Row, config: Mapping[str, Any], offline: OfflineStore, folder: Mapping[str, Any], name: str
-    ) -> None:
-        self._schema = _schema(view)
+    def __init__(self, view: Row, config: Mapping[str, Any], source: Path, target: NewFile) -> None:
+        made_by = {NewFile.MADE_BY: str(target.task_id)}
+        self._schema = _schema(view).with_metadata(made_by)
         self._key = publish.key_of(view)
         self._config = config
-        self._source = offline.file(config["path"])
-        _, self.table = offline_table_of(view)
-        self._target = offline.folder(folder, self.table, config["partitions"])
-        self._unfinished = self._target / f"{_UNFINISHED}{name}{_FILE}"
+        self._source = source
+        self._target = target
         self._keys: list[pa.Array] = []
 
     def steps(self) -> Iterator[int]:
@@ -93,20 +97,8 @@ class CsvImport:
 
         Raises InvalidArgument for a file that is not what it should be.
         """
-        with readable(), ExitStack() as unless_written:
-            self._target.mkdir(parents=True, exist_ok=True)
-            # Of workers that were killed.
-            for left_behind in self._target.glob(f"{_UNFINISHED}*"):
-                left_behind.unlink(missing_ok=True)
-            unless_written.callback(self._unfinished.unlink, missing_ok=True)
-            with pq.ParquetWriter(self._unfinished, self._schema) as writer:
-                yield from self._written(writer)
-            unless_written.pop_all()
-
-    def finish(self) -> None:
-        """Show what was written."""
-        with readable():
-            self._unfinished.replace(self._target / _FILE)
+        with self._target.writing() as path, pq.ParquetWriter(path, self._schema) as writer:
+            yield from self._written(writer)
 
     def _written(self, writer: pq.ParquetWriter) -> Iterator[int]:
         merge = self._config["mode"] == publish.MERGE.lower()
@@ -155,7 +147,7 @@ class CsvImport:
 
     def _old(self) -> Iterator[pa.RecordBatch]:
         """Rows of the table whose keys are not among the new ones. A column that they lack is null."""
-        kept = self._target / _FILE
+        kept = self._target.path
         if not kept.exists():
             return
         new_keys = pa.chunked_array(self._keys, self._schema.field(self._key).type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ _MAX_DAYS = 31
 _DEFAULT_DAYS = 30
 # Serving keeps its counts so long.
 _KEPT_DAYS = 400
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class _Known:
 
 
 class DatasourceViews:
-    """Reads rows of `feature_view`, and asks serving about each."""
+    """Reads rows of `feature_view`, and asks about their online rows."""
 
     def __init__(self, database: Database, online: OnlineStore) -> None:
         self._database = database
@@ -89,20 +87,9 @@ class DatasourceViews:
         )
 
     async def _known(self, rows: Sequence[Row], first: date, last: date) -> list[_Known]:
-        turn = asyncio.Semaphore(_AT_ONCE)
-
-        async def known(row: Row) -> _Known:
-            if not row["online_here"]:
-                return _Known(row, None)
-            async with turn:
-                return _Known(row, await self._online.use(row, first, last))
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                asked = [group.create_task(known(row)) for row in rows]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [each.result() for each in asked]
+        here = [row for row in rows if row["online_here"]]
+        uses = dict(zip((row["id"] for row in here), await self._online.uses(here, first, last), strict=True))
+        return [_Known(row, uses.get(row["id"])) for row in rows]
 
 
 def _days(start: str, end: str) -> tuple[date, date]:
@@ -143,7 +130,7 @@ def _shown(each: _Known, storage: bool, verbose: bool) -> pb.DatasourceFeatureVi
 def _statistics(use: Use, storage: bool) -> pb.UsageStatistics:
     return pb.UsageStatistics(
         row_count=use.rows if storage else None,
-        disk_usage=0 if storage else None,
+        disk_usage=use.disk_bytes if storage else None,
         memory_usage=use.bytes if storage else None,
         read_write_count=[
             pb.ReadWriteCount(date=day.date, read_count=day.rows_read, write_count=day.rows_written) for day in use.days
@@ -152,16 +139,17 @@ def _statistics(use: Use, storage: bool) -> pb.UsageStatistics:
 
 
 def _total(uses: Iterable[Use], storage: bool) -> pb.TotalUsageStatistics:
-    memory = 0
+    memory = disk = 0
     read: Counter[str] = Counter()
     written: Counter[str] = Counter()
     for use in uses:
         memory += use.bytes
+        disk += use.disk_bytes
         for day in use.days:
             read[day.date] += day.rows_read
             written[day.date] += day.rows_written
     return pb.TotalUsageStatistics(
-        total_disk_usage=0 if storage else None,
+        total_disk_usage=disk if storage else None,
         total_memory_usage=memory if storage else None,
         total_read_write_count=[
             pb.TotalReadWriteCount(date=day, total_read_count=read[day], total_write_count=written[day])

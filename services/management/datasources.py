@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from chassis.postgres import Connection, Database
@@ -19,24 +20,24 @@ from services.management.inputs import (
     page_of,
     required,
 )
-from services.management.offline import OfflineStore
+from services.management.offline import OfflineStore, Table
 from services.management.rows import QUERIES, Row, timestamp
 from services.management.secrets import ConfigKeeper, holds_secret
+from services.management.settings import ManagementSettings
+from services.management.tables import OFFLINE_TYPE, READ_TYPES, Tables, tables_of
 
-OFFLINE_TYPE = "MaxCompute"
-# Types whose rows are serving's own.
-SERVED_TYPES = ("FeatureDB", "Redis")
-TYPES = (OFFLINE_TYPE, "Hologres", "GraphCompute", "Redis", "Tablestore", "FeatureDB")
+TYPES = (*READ_TYPES, "GraphCompute", "Redis", "Tablestore", "FeatureDB")
 _REDIS_URI = re.compile(r"(rediss?://)?(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/\d*)?")
 
 
 class Datasources:
     """Rows of `datasource`, and the tables they lead to."""
 
-    def __init__(self, database: Database, keeper: ConfigKeeper, offline: OfflineStore) -> None:
+    def __init__(self, database: Database, keeper: ConfigKeeper, own: ManagementSettings) -> None:
         self._database = database
         self._keeper = keeper
-        self._offline = offline
+        self._own = own
+        self._offline = OfflineStore(own.offline_roots)
 
     async def create(self, request: pb.CreateDatasourceRequest) -> int:
         """Id of what was made. Nothing is connected to. Raises AlreadyExists, InvalidArgument."""
@@ -101,14 +102,13 @@ class Datasources:
 
     async def table(self, key: str, table_name: str) -> list[pb.TableField]:
         """Columns of an offline table, read from the table itself."""
-        config = await self._offline_config(key)
-        table = await asyncio.to_thread(self._offline.open, config, table_name)
+        table = await (await self.tables_of(number("DatasourceId", key))).open(required("TableName", table_name))
         return [pb.TableField(name=title, type=kind, attributes=marks) for title, kind, marks in table.columns()]
 
-    async def tables(self, key: str, part: str) -> list[str]:
-        """Names of the offline tables that contain `part`."""
-        config = await self._offline_config(key)
-        return [title for title in await asyncio.to_thread(self._offline.tables, config) if part in title]
+    async def tables(self, key: str, part: str, schema: str) -> list[str]:
+        """Names of the offline tables that contain `part`, in a schema where the datasource has such."""
+        found = await (await self.tables_of(number("DatasourceId", key))).tables(schema)
+        return [title for title in found if part in title]
 
     async def share(self, connection: Connection, field: str, key: str) -> Row:
         """The row, kept from being deleted until the transaction ends. Raises NotFound."""
@@ -119,18 +119,28 @@ class Datasources:
 
     async def config(self, identifier: int) -> dict[str, Any]:
         """The whole configuration. Raises NotFound."""
+        _, _, config = await self.whole(identifier)
+        return config
+
+    async def whole(self, identifier: int) -> tuple[str, str, dict[str, Any]]:
+        """Type, URI and whole configuration. Raises NotFound."""
         row = await self._database.fetchrow(QUERIES.datasource, identifier)
         if row is None:
             raise not_found("Datasource", identifier)
-        return self._keeper.open(row)
+        return row["type"], row["uri"], self._keeper.open(row)
 
-    async def _offline_config(self, key: str) -> dict[str, Any]:
-        row = await self._database.fetchrow(QUERIES.datasource, number("DatasourceId", key))
-        if row is None:
-            raise not_found("Datasource", key)
-        if row["type"] != OFFLINE_TYPE:
-            raise invalid("DatasourceId", f"is of type {row['type']}; tables are listed for {OFFLINE_TYPE} only")
-        return self._keeper.open(row)
+    async def tables_of(self, identifier: int) -> Tables:
+        """Its offline tables. Raises NotFound, InvalidArgument for a type that has none."""
+        return tables_of(*await self.whole(identifier), self._offline, self._own)
+
+    async def writable(self, identifier: int, table_name: str, partition: Mapping[str, str]) -> tuple[Path, Path]:
+        """The folders of a table that is the store's own, and of its partition. Raises NotFound, InvalidArgument."""
+        config = await self.config(identifier)
+        return await asyncio.to_thread(self._offline.folder, config, table_name, partition)
+
+    async def opened(self, identifier: int, table_name: str) -> Table:
+        """An offline table with its columns. Raises NotFound, InvalidArgument, Unavailable."""
+        return await (await self.tables_of(identifier)).open(table_name)
 
     def _check(self, kind: str, uri: str, config: Mapping[str, Any]) -> None:
         required("Uri", uri)
@@ -141,7 +151,7 @@ class Datasources:
         if kind == "FeatureDB" and not all(isinstance(value, str) for value in config.values()):
             raise invalid("Config", "must hold texts only, because that is what PAI's SDKs can read")
         if kind == OFFLINE_TYPE:
-            self._offline.check(config)
+            tables_of(kind, uri, config, self._offline, self._own).check()
 
 
 def _shown(row: Row) -> pb.Datasource:

@@ -6,7 +6,7 @@ from chassis import calls
 from chassis.postgres import Database
 from protos.gen.triglot.management.v1 import label_table_pb2 as pb
 from services.management import fields
-from services.management.datasources import OFFLINE_TYPE, Datasources
+from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
     invalid,
@@ -20,6 +20,7 @@ from services.management.inputs import (
 )
 from services.management.projects import permitted, share_project
 from services.management.rows import QUERIES, Row, timestamp
+from services.management.tables import READ_TYPES
 
 
 class LabelTables:
@@ -91,8 +92,8 @@ class LabelTables:
 
 
 def _check_type(datasource: Row) -> None:
-    if datasource["type"] != OFFLINE_TYPE:
-        raise invalid("DatasourceId", f"must be of type {OFFLINE_TYPE}, not {datasource['type']}")
+    if datasource["type"] not in READ_TYPES:
+        raise invalid("DatasourceId", f"must be of type {' or '.join(READ_TYPES)}, not {datasource['type']}")
 
 
 def _shown(row: Row) -> pb.LabelTable:

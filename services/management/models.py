@@ -9,7 +9,7 @@ from chassis import calls
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import fg_feature_pb2 as fg_pb
 from protos.gen.triglot.management.v1 import model_feature_pb2 as pb
-from services.management import fg, fields
+from services.management import fg, fields, scripts
 from services.management.inputs import (
     distinct,
     fetch_page,
@@ -24,6 +24,7 @@ from services.management.inputs import (
 )
 from services.management.projects import permitted, share_project
 from services.management.rows import QUERIES, Row, timestamp
+from services.management.tasks import MODEL_FEATURE, at_work
 
 _MAX_FEATURES = 5_000
 
@@ -92,10 +93,30 @@ class ModelFeatures:
             await connection.execute(QUERIES.update_model_feature, identifier, label["id"], level)
 
     async def delete(self, key: str) -> None:
-        """Raises NotFound, PermissionDenied."""
+        """Raises NotFound, PermissionDenied; FailedPrecondition while a training set of it is made."""
         identifier = number("ModelFeatureId", key)
         permitted("ModelFeature", key, await self._database.fetchrow(QUERIES.model_feature, identifier))
-        await self._database.execute(QUERIES.delete_model_feature, identifier)
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(QUERIES.lock_model_feature, identifier)
+            if row is not None and row["active_task"] is not None:
+                raise at_work(row["active_task"], MODEL_FEATURE)
+            await connection.execute(QUERIES.delete_model_feature, identifier)
+
+    async def exportable(self, key: str) -> tuple[Row, list[Row], list[Row]]:
+        """What a training set is made from: the model feature, its views, what it selects. Raises NotFound,
+        PermissionDenied."""
+        return await self._with_views(await self._row(key))
+
+    async def found(self, identifier: int) -> tuple[Row, list[Row], list[Row]]:
+        """The same, whoever asks. Raises NotFound."""
+        row = await self._database.fetchrow(QUERIES.model_feature, identifier)
+        if row is None:
+            raise not_found("ModelFeature", identifier)
+        return await self._with_views(row)
+
+    async def _with_views(self, row: Row) -> tuple[Row, list[Row], list[Row]]:
+        views = await self._database.fetch(QUERIES.views_of_model, row["id"])
+        return row, [*views], [*await self._database.fetch(QUERIES.selected_features, row["id"])]
 
     async def fg(self, key: str) -> fg_pb.FGFeature:
         """How features are generated from it. Raises NotFound, PermissionDenied."""
@@ -175,7 +196,7 @@ async def _selection(connection: Connection, project_id: int, request: Any) -> _
         if view_id not in views:
             raise not_found("FeatureView", view_id)
     known = {
-        view_id: {field["name"]: field["type"] for field in fields.loaded(row["fields"])}
+        view_id: {field["name"] for field in fields.loaded(row["fields"])}
         for view_id, row in views.items()
     }
     for view_id, each in chosen:
@@ -191,7 +212,7 @@ async def _selection(connection: Connection, project_id: int, request: Any) -> _
             "name": each.name,
             "alias_name": each.alias_name,
             "prefix_name": each.prefix_name,
-            "type": fields.kind("Features[].Type", each.type or known[view_id][each.name]),
+            "type": fields.kind("Features[].Type", each.type),
         }
         for view_id, each in chosen
     )
@@ -256,11 +277,18 @@ def _shown(row: Row, selected: Sequence[Row]) -> pb.ModelFeature:
         ],
         sequence_feature_view_ids=[str(each["feature_view_id"]) for each in selected if each["name"] is None],
         relations=_relations(row, selected),
-        training_set_table=f"{row['project_name']}_{row['name']}_training_set".lower(),
+        training_set_table=training_set_table_of(row),
+        training_set_fg_table=f"{training_set_table_of(row)}_fg",
+        export_training_set_table_script=scripts.export_training_set(row, [each["view_name"] for each in selected]),
         owner=row["owner"],
         gmt_create_time=timestamp(row["created_at"]),
         gmt_modified_time=timestamp(row["modified_at"]),
     )
+
+
+def training_set_table_of(model: Row) -> str:
+    """Name of the table that a model feature's training sets are written to."""
+    return f"{model['project_name']}_{model['name']}_training_set".lower()
 
 
 def _relations(row: Row, selected: Sequence[Row]) -> pb.Relations:

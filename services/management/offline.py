@@ -5,6 +5,7 @@ A table is `<root>/<table>.parquet`, or the folder `<root>/<table>` with files i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from services.management.inputs import invalid, not_found
 _SUFFIX = ".parquet"
 _MAX_FILES = 100_000
 _MAX_DEPTH = 16
+_UNFINISHED = ".unfinished-"
+_LEFT_BEHIND_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -29,29 +32,69 @@ class File:
 
     path: Path
     partition: Mapping[str, str]
+    # What it is called in messages to people, where that is not the name of the file.
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What people are told that it is."""
+        return self.title or self.path.name
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that was found. Its schema is that of its first file."""
+    """A table that was found. Its schema is that of its first file, or what the database says that holds it."""
 
     name: str
+    # Empty where the rows are elsewhere, until they are copied.
     files: Sequence[File]
     schema: pa.Schema
-
-    @property
-    def partition_columns(self) -> list[str]:
-        """The partition columns that are folders, outermost first."""
-        return list(self.files[0].partition)
+    # Those partition columns that are not among the columns of its rows: folders, outermost first.
+    partition_columns: Sequence[str]
+    key_columns: Sequence[str] = ()
 
     def columns(self) -> Iterator[tuple[str, str, list[str]]]:
         """Name, PAI type and attributes of each column, partition columns last. Raises InvalidArgument for a type that
         cannot be served."""
         for field in self.schema:
-            if field.name not in self.files[0].partition:
-                yield field.name, datatypes.pai_of_hive(datatypes.hive_of_arrow(field.type)), []
+            if field.name not in self.partition_columns:
+                marks = ["PrimaryKey"] if field.name in self.key_columns else []
+                yield field.name, datatypes.pai_of_hive(datatypes.hive_of_arrow(field.type)), marks
         for name in self.partition_columns:
             yield name, "STRING", ["Partition"]
+
+
+class NewFile:
+    """The one file that the store writes in a partition: made aside, shown by `finish` in the place of an older one."""
+
+    # In the metadata of the file: the task that made it.
+    MADE_BY = "triglot.task"
+
+    def __init__(self, folder: Path, task_id: int, attempt: int) -> None:
+        self.path = folder / "data.parquet"
+        self.task_id = task_id
+        self._folder = folder
+        self._task = f"{_UNFINISHED}{task_id}-"
+        self.unfinished = folder / f"{self._task}{attempt}{_SUFFIX}"
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Where to write. It goes if the block raises; so do those of earlier attempts, and old ones of the killed."""
+        with readable():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for other in self._folder.glob(f"{_UNFINISHED}*"):
+                if other.name.startswith(self._task) or time.time() - other.stat().st_mtime > _LEFT_BEHIND_SECONDS:
+                    other.unlink(missing_ok=True)
+            try:
+                yield self.unfinished
+            except BaseException:
+                self.unfinished.unlink(missing_ok=True)
+                raise
+
+    def finish(self) -> None:
+        """Show it."""
+        with readable():
+            self.unfinished.replace(self.path)
 
 
 class OfflineStore:
@@ -84,7 +127,7 @@ class OfflineStore:
         if path.startswith("file://"):
             path = unquote(path.removeprefix("file://").removeprefix("localhost"))
         if "://" in path:
-            raise invalid("UrlDatasource.Path", "must be a file; this deployment fetches nothing from elsewhere")
+            raise invalid("UrlDatasource.Path", "must be a file, or a URL that begins with http:, https: or oss:")
         if "\0" in path or not Path(path).is_absolute():
             raise invalid("UrlDatasource.Path", "must be an absolute path or a file: URL")
         with readable():
@@ -97,14 +140,35 @@ class OfflineStore:
                 raise not_found("File", found.name)
             return found
 
-    def folder(self, config: Mapping[str, Any], name: str, partition: Mapping[str, str]) -> Path:
-        """Where the files of a table's partition are, or will be. Raises InvalidArgument."""
+    def folder(self, config: Mapping[str, Any], name: str, partition: Mapping[str, str]) -> tuple[Path, Path]:
+        """Where a table, and the files of one of its partitions, are or will be. Raises InvalidArgument, also where the
+        table is there and has other partition columns."""
         _check_table_name(name)
         steps = [f"{column}={quote(value, safe='')}" for column, value in partition.items()]
         if any("/" in step or step[0] in "._" for step in steps):
             raise invalid("Partitions", "name a column that cannot be the name of a folder")
         with readable():
-            return self._allowed(self._folder(config).joinpath(name, *steps).resolve())
+            table = self._allowed(self._folder(config).joinpath(name).resolve())
+            found = next(self._files(table, {}, 0), None)
+            if found is not None and [*found.partition] != [*partition]:
+                raise invalid("Partitions", f"of table {name} are {', '.join(found.partition) or 'none'}")
+            return table, self._allowed(table.joinpath(*steps).resolve())
+
+    def remove_made(self, path: Path, table: Path, task_id: int) -> bool:
+        """Remove a file that a task of the store wrote, and those folders of its table that it leaves empty. False if
+        it is not there, or is not that task's any more. Raises InvalidArgument for one outside."""
+        with readable():
+            self._allowed(path.resolve())
+            if not path.is_file():
+                return False
+            if (pq.read_schema(path).metadata or {}).get(NewFile.MADE_BY.encode()) != str(task_id).encode():
+                return False
+            path.unlink()
+            folder = path.parent
+            while table in (folder, *folder.parents) and not any(folder.iterdir()):
+                folder.rmdir()
+                folder = folder.parent
+            return True
 
     def _open(self, config: Mapping[str, Any], name: str) -> Table:
         folder = self._folder(config)
@@ -120,7 +184,7 @@ class OfflineStore:
         schema = pq.read_schema(found[0].path)
         if len(set(schema.names)) < len(schema.names):
             raise errors.InvalidArgument(f"table {name} has two columns of one name")
-        return Table(name, found, schema)
+        return Table(name, found, schema, tuple(found[0].partition))
 
     def _files(self, folder: Path, partition: Mapping[str, str], depth: int) -> Iterator[File]:
         """Files below a folder, in the order of their partitions and names."""
@@ -140,7 +204,9 @@ class OfflineStore:
     def _folder(self, config: Mapping[str, Any]) -> Path:
         driver = config.get("driver", "parquet")
         if driver != "parquet":
-            raise invalid("Config", f"names the driver {driver!r}; this deployment has only `parquet`")
+            raise invalid(
+                "Config", f"names the driver {driver!r}; folders are read and written by the driver `parquet`"
+            )
         root = config.get("root")
         if not isinstance(root, str) or not root:
             raise invalid("Config", 'needs "root", the folder of the tables, to read from this datasource')
@@ -152,6 +218,23 @@ class OfflineStore:
         if not any(path == root or root in path.parents for root in self._roots):
             raise invalid("Config", f"leads to {path}, which is not below a folder of TRIGLOT_MANAGEMENT_OFFLINE_ROOTS")
         return path
+
+
+def new_file(folder: Path) -> Path:
+    """A name for another file in a folder of copies."""
+    return folder / f"{len(list(folder.iterdir()))}{_SUFFIX}"
+
+
+def partition_chosen(value: str | None, chosen: Mapping[str, Any]) -> bool:
+    """Whether a partition's value is among those that are chosen, in the form that a task's configuration keeps."""
+    if value is None:
+        return False
+    if "value" in chosen:
+        return bool(value == chosen["value"])
+    if "values" in chosen:
+        return value in chosen["values"]
+    start, end = chosen["start_value"], chosen["end_value"]
+    return value >= start and (not end or value <= end)
 
 
 def _check_table_name(name: str) -> None:

@@ -1,9 +1,13 @@
-"""Serving, as management uses it: make a group, drop it, stream rows into it, read rows as JSON texts."""
+"""Online rows of feature views: in serving, whose groups they are then, or in a Hologres database.
+
+Make a view's place, drop it, stream rows into it, read rows as JSON texts.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -20,11 +24,17 @@ from protos.gen.triglot.serving.v1 import (
     serving_service_pb2_grpc,
     value_pb2,
 )
-from services.management.publish import GROUP_VERSION, OVERWRITE, features_of
+from services.management import hologres
+from services.management.datasources import Datasources
+from services.management.hologres_rows import HologresRows
+from services.management.publish import GROUP_VERSION, OVERWRITE, features_of, group_of, time_to_live_seconds
 from services.management.rows import Row
+from services.management.settings import ManagementSettings
 
 _ABSENT = ("FEATURE_GROUP_NOT_FOUND", "FEATURE_STORE_NOT_FOUND")
 _EPOCH = date(1970, 1, 1)
+_HOLOGRES_READS = 8
+_GROUPS_IN_A_CALL = 500
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,90 @@ class Use:
 
     rows: int = 0
     bytes: int = 0
+    disk_bytes: int = 0
     days: Sequence[serving_service_pb2.DailyUse] = ()
 
 
 class OnlineStore:
+    """Where each view's rows are. Raises InvalidArgument for a datasource that may not be connected to."""
+
+    def __init__(self, serving: ServingRows, datasources: Datasources, own: ManagementSettings) -> None:
+        self._serving = serving
+        self._datasources = datasources
+        self._own = own
+        # What is asked for at the same time shares this many connections to all Hologres databases.
+        self._turn = asyncio.Semaphore(_HOLOGRES_READS)
+
+    async def check(self, view: Row) -> None:
+        """Raises InvalidArgument unless rows of the view could be written. Connects to nothing."""
+        if _in_hologres(view):
+            (await self._hologres(view)).check()
+
+    async def ensure(self, view: Row) -> None:
+        """Make a view's group or table, or confirm it. Raises AlreadyExists if it exists with other columns."""
+        if _in_hologres(view):
+            await (await self._hologres(view)).ensure(view)
+        else:
+            await self._serving.ensure(group_of(view, self._own.ttl_unit))
+
+    async def append(self, view: Row) -> None:
+        """Give a view's group or table the columns that it lacks. Nothing before a publish. Idempotent."""
+        if _in_hologres(view):
+            await (await self._hologres(view)).append(view)
+        else:
+            await self._serving.append(view)
+
+    async def drop(self, view: Row) -> None:
+        """Delete a view's rows. Idempotent."""
+        if _in_hologres(view):
+            await (await self._hologres(view)).drop(view)
+        else:
+            await self._serving.drop(view)
+
+    async def write(
+        self,
+        view: Row,
+        mode: str,
+        arrow_streams: AsyncIterator[bytes],
+        timeout_seconds: float,
+        confirm: Callable[[], Awaitable[None]],
+    ) -> int:
+        """Write Arrow IPC streams; how many rows were written. If an Overwrite fails, the old rows stay. `confirm` is
+        called, and may raise, before rows are shown that are not written batch by batch."""
+        if _in_hologres(view):
+            target = await self._hologres(view)
+            return await target.write(view, mode, arrow_streams, timeout_seconds, confirm)
+        return await self._serving.write(group_of(view, self._own.ttl_unit), mode, arrow_streams, timeout_seconds)
+
+    async def read(self, view: Row, keys: Sequence[str]) -> list[str]:
+        """A JSON object as text for each key that has a row, in the order of the keys. Nothing before a publish."""
+        if _in_hologres(view):
+            async with self._turn:
+                lifetime = time_to_live_seconds(view, self._own.ttl_unit)
+                return await (await self._hologres(view)).read(view, keys, lifetime)
+        return await self._serving.read(view, keys)
+
+    async def uses(self, views: Sequence[Row], first: date, last: date) -> list[Use]:
+        """What each view's rows take now, and their use from one day to another."""
+        served = [view for view in views if not _in_hologres(view)]
+        found = dict(zip((view["id"] for view in served), await self._serving.uses(served, first, last), strict=True))
+        for view in views:
+            if _in_hologres(view):
+                rows, size = await (await self._hologres(view)).use(view)
+                found[view["id"]] = Use(rows, disk_bytes=size)
+        return [found[view["id"]] for view in views]
+
+    async def _hologres(self, view: Row) -> HologresRows:
+        _, uri, config = await self._datasources.whole(view["online_datasource_id"])
+        own = self._own
+        return HologresRows(uri, config, own.datasource_hosts, own.check_timeout_seconds, own.publish_batch_rows)
+
+
+def _in_hologres(view: Row) -> bool:
+    return bool(view["online_type"] == hologres.TYPE and not view["write_to_featuredb"])
+
+
+class ServingRows:
     """Feature groups and rows in serving."""
 
     def __init__(self, channel: grpc.aio.Channel, settings: Settings) -> None:
@@ -47,22 +137,26 @@ class OnlineStore:
         """Raises Unavailable, or DeadlineExceeded, unless rows can be read."""
         await calls.invoke(self._stub.Ping, serving_service_pb2.PingRequest(), timeout_seconds=timeout_seconds)
 
-    async def use(self, view: Row, first: date, last: date) -> Use:
-        """What a view's rows take now, and their use from one day to another."""
-        request = serving_service_pb2.GetFeatureGroupStatisticsRequest(
-            feature_store=view["feature_store"],
-            name=view["name"],
-            version=GROUP_VERSION,
-            days=max(1, (datetime.now(UTC).date() - first).days + 1),
-        )
-        try:
-            reply = await calls.invoke(self._stub.GetFeatureGroupStatistics, request, metadata=self._metadata)
-        except errors.NotFound as error:
-            if error.reason in _ABSENT:
-                return Use()
-            raise
-        days = [day for day in reply.days if first.isoformat() <= day.date <= last.isoformat()]
-        return Use(reply.rows, reply.bytes, days)
+    async def uses(self, views: Sequence[Row], first: date, last: date) -> list[Use]:
+        """What each view's rows take now, and their use from one day to another, asked for in a few calls."""
+        found: dict[tuple[str, str], Use] = {}
+        days = max(1, (datetime.now(UTC).date() - first).days + 1)
+        for start in range(0, len(views), _GROUPS_IN_A_CALL):
+            request = serving_service_pb2.ListFeatureGroupStatisticsRequest(
+                feature_groups=[
+                    serving_service_pb2.FeatureGroupName(
+                        feature_store=view["feature_store"], name=view["name"], version=GROUP_VERSION
+                    )
+                    for view in views[start : start + _GROUPS_IN_A_CALL]
+                ],
+                days=days,
+            )
+            reply = await calls.invoke(self._stub.ListFeatureGroupStatistics, request, metadata=self._metadata)
+            for each in reply.statistics:
+                told = [day for day in each.statistics.days if first.isoformat() <= day.date <= last.isoformat()]
+                key = (each.feature_group.feature_store, each.feature_group.name)
+                found[key] = Use(each.statistics.rows, each.statistics.bytes, days=told)
+        return [found.get((view["feature_store"], view["name"]), Use()) for view in views]
 
     async def ensure(self, group: feature_group_pb2.FeatureGroup) -> None:
         """Make a group, or confirm it. Raises AlreadyExists if it exists with other columns."""

@@ -19,7 +19,7 @@ from protos.gen.triglot.identity.v1 import identity_service_pb2_grpc
 from protos.gen.triglot.management.v1 import management_service_pb2_grpc, usage_service_pb2_grpc
 from services.management.constraints import CONSTRAINTS
 from services.management.identity import IdentityService
-from services.management.online import OnlineStore
+from services.management.online import ServingRows
 from services.management.secrets import ConfigKeeper
 from services.management.service import ManagementService
 from services.management.settings import ManagementSettings
@@ -37,7 +37,7 @@ async def open_service(
         usage = await closing.enter_async_context(open_usage(database, own))
         box = SecretBox(settings.secret_key)
         authenticator = open_authenticator(settings, database)
-        management = ManagementService(database, ConfigKeeper(box), OnlineStore(serving_channel, settings), own)
+        management = ManagementService(database, ConfigKeeper(box), ServingRows(serving_channel, settings), own)
         limit = RateLimit(own.calls_per_second) if own.calls_per_second else None
 
         def admit(principal: Principal, rpc: str) -> None:

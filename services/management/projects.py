@@ -9,7 +9,7 @@ from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import feature_entity_pb2 as entity_pb
 from protos.gen.triglot.management.v1 import project_pb2 as pb
 from services.management import fields
-from services.management.datasources import OFFLINE_TYPE, Datasources
+from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
     invalid,
@@ -27,6 +27,7 @@ from services.management.inputs import (
     visible_stores,
 )
 from services.management.rows import QUERIES, Row, timestamp
+from services.management.tables import OFFLINE_TYPE
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{1,17}")
 _HOPSWORKS_SUFFIX = "_featurestore"
@@ -134,7 +135,7 @@ class Projects:
 
     async def entity_by_name(self, key: str, entity_name: str) -> tuple[Row, Row]:
         """Rows of a project and of its entity. Raises NotFound."""
-        project = await self._row(key)
+        project, entity_name = await self._row(key), required("FeatureEntityName", entity_name)
         entity = await self._database.fetchrow(QUERIES.feature_entity_by_name, project["id"], entity_name)
         if entity is None:
             raise not_found("FeatureEntity", entity_name)

@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 from chassis import datatypes, errors
 from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
 from protos.gen.triglot.serving.v1 import feature_group_pb2
-from services.management import fields
-from services.management.datasources import SERVED_TYPES
+from services.management import fields, hologres
 from services.management.inputs import invalid, json_object, one_of
-from services.management.offline import File, Table, readable
+from services.management.offline import File, Table, partition_chosen, readable
 from services.management.rows import Row
 
 OVERWRITE, MERGE = "Overwrite", "Merge"
+# Types whose rows are serving's own, and those that this service writes to itself.
+SERVED_TYPES = ("FeatureDB", "Redis")
+ONLINE_TYPES = (*SERVED_TYPES, hologres.TYPE)
 GROUP_VERSION = 1
 _TYPES = ("Batch", "Stream")
 # What an event time can be written to: a point in time, or PAI's milliseconds since 1970.
@@ -37,13 +39,28 @@ def asked_for(view: Row, request: pb.PublishFeatureViewTableRequest) -> dict[str
     mode = mode_of(request.mode)
     check_online(view)
     event_time_of(view, request.event_time)
+    if not request.HasField("offline_to_online"):
+        raise invalid("OfflineToOnline", "is required")
     return {
         "mode": mode.lower(),
-        "partitions": {column: _kept(column, chosen) for column, chosen in request.partitions.items()},
+        "partitions": partitions_of(request.partitions),
         "event_time": request.event_time,
         "config": json_object("Config", request.config),
-        "offline_to_online": request.offline_to_online if request.HasField("offline_to_online") else True,
+        "offline_to_online": request.offline_to_online,
     }
+
+
+def partitions_of(chosen: Mapping[str, pb.PartitionSelection]) -> dict[str, dict[str, Any]]:
+    """Partitions as a task's configuration keeps them. Raises InvalidArgument."""
+    kept: dict[str, dict[str, Any]] = {}
+    for column, each in chosen.items():
+        if each.values:
+            kept[column] = {"value": each.values[0]} if len(each.values) == 1 else {"values": list(each.values)}
+        elif each.start_value or each.end_value:
+            kept[column] = {"start_value": each.start_value, "end_value": each.end_value}
+        else:
+            raise invalid("Partitions", f"give no value for {column}")
+    return kept
 
 
 def mode_of(text: str) -> str:
@@ -59,8 +76,12 @@ def check_online(view: Row) -> None:
         raise invalid(
             "FeatureViewId", f"is a view of type {view['type']}; only {' and '.join(_TYPES)} can be published"
         )
-    if view["online_type"] not in SERVED_TYPES and not view["write_to_featuredb"]:
-        raise invalid("FeatureViewId", f"is kept in {view['online_type']}, which this deployment cannot write to")
+    if view["online_type"] not in ONLINE_TYPES and not view["write_to_featuredb"]:
+        raise invalid(
+            "FeatureViewId",
+            f"is kept in {view['online_type']}, which this deployment cannot write to; "
+            f"it publishes to {', '.join(ONLINE_TYPES)}, and to FeatureDB from a view with WriteToFeatureDB",
+        )
     key_of(view)
 
 
@@ -125,8 +146,13 @@ def group_of(view: Row, ttl_unit: str) -> feature_group_pb2.FeatureGroup:
         primary_key=[view["join_id"]],
         event_time=served.get(event_times[0], "") if event_times else "",
     )
-    group.time_to_live.seconds = view["ttl"] * _SECONDS_OF_TTL[ttl_unit]
+    group.time_to_live.seconds = time_to_live_seconds(view, ttl_unit)
     return group
+
+
+def time_to_live_seconds(view: Row, ttl_unit: str) -> int:
+    """How long a row of the view holds; 0: for ever."""
+    return int(view["ttl"] * _SECONDS_OF_TTL[ttl_unit])
 
 
 @dataclass(frozen=True)
@@ -160,7 +186,7 @@ class Source:
             with pq.ParquetFile(file.path, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False) as reader:
                 present = set(reader.schema_arrow.names)
                 for missing in (name for name in wanted if name not in present and name != given):
-                    raise errors.InvalidArgument(f"{file.path.name} has no column {missing}")
+                    raise errors.InvalidArgument(f"{file.shown} has no column {missing}")
                 read = [name for name in wanted if name in present]
                 for batch in reader.iter_batches(batch_size=rows, columns=read):
                     yield from self._converted(batch, file, first_row, max_bytes)
@@ -169,7 +195,7 @@ class Source:
     def _converted(self, batch: pa.RecordBatch, file: File, first_row: int, max_bytes: int) -> Iterator[pa.RecordBatch]:
         arrays = []
         for name, _, kind in self.columns:
-            place = _Place(file.path.name, first_row, name)
+            place = _Place(file.shown, first_row, name)
             array = self._array(batch, name, datatypes.arrow_type(kind), place)
             if name == self.key and array.null_count:
                 raise place.at(array.is_null().index(True).as_py(), "the key is null")
@@ -192,27 +218,39 @@ class Source:
         return pc.fill_null(_cast(batch.column(name), target, place), value)
 
 
-def source_of(view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]], event_time: str = "") -> Source:
-    """What of a table is to be published. InvalidArgument for an unknown column, NotFound if nothing is there."""
+def check_source(
+    view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]], event_time: str = ""
+) -> tuple[str, datetime] | None:
+    """What `event_time_of` says. Raises InvalidArgument for a column that the table has not."""
     held = set(table.schema.names)
     for column in partitions:
         if column not in held and column not in table.partition_columns:
             raise invalid("Partitions", f"names {column}, which is no column of table {table.name}")
-    columns = columns_of(view)
     given = event_time_of(view, event_time)
-    for name, _, _ in columns:
+    for name, _, _ in columns_of(view):
         if name not in held and (given is None or name != given[0]):
             raise errors.InvalidArgument(f"table {table.name} has no column {name}")
+    return given
+
+
+def chosen_files(table: Table, partitions: Mapping[str, Mapping[str, Any]]) -> list[File]:
+    """The files of the partitions that are folders. Raises NotFound if there are none."""
     folders = {column: chosen for column, chosen in partitions.items() if column in table.partition_columns}
     files = [
         file
         for file in table.files
-        if all(_chosen(file.partition[column], chosen) for column, chosen in folders.items())
+        if all(partition_chosen(file.partition[column], chosen) for column, chosen in folders.items())
     ]
     if not files:
         raise errors.NotFound(f"table {table.name} has no such partition", resource="Partition", id=table.name)
-    filters = {column: chosen for column, chosen in partitions.items() if column not in folders}
-    return Source(table, files, columns, key_of(view), filters, given)
+    return files
+
+
+def source_of(view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]], event_time: str = "") -> Source:
+    """What of a table is to be published. InvalidArgument for an unknown column, NotFound if nothing is there."""
+    given = check_source(view, table, partitions, event_time)
+    filters = {column: chosen for column, chosen in partitions.items() if column not in table.partition_columns}
+    return Source(table, chosen_files(table, partitions), columns_of(view), key_of(view), filters, given)
 
 
 def arrow_stream(batch: pa.RecordBatch) -> bytes:
@@ -266,29 +304,10 @@ def _first_bad(array: pa.Array, options: pc.CastOptions) -> int:
 
 def _mask(batch: pa.RecordBatch, filters: Mapping[str, Mapping[str, Any]]) -> pa.Array:
     masks = [
-        pa.array([_chosen(text, chosen) for text in pc.cast(batch.column(column), pa.string()).to_pylist()])
+        pa.array([partition_chosen(text, chosen) for text in pc.cast(batch.column(column), pa.string()).to_pylist()])
         for column, chosen in filters.items()
     ]
     mask = masks[0]
     for other in masks[1:]:
         mask = pc.and_(mask, other)
     return mask
-
-
-def _chosen(value: str | None, chosen: Mapping[str, Any]) -> bool:
-    if value is None:
-        return False
-    if "value" in chosen:
-        return bool(value == chosen["value"])
-    if "values" in chosen:
-        return value in chosen["values"]
-    start, end = chosen["start_value"], chosen["end_value"]
-    return value >= start and (not end or value <= end)
-
-
-def _kept(column: str, chosen: pb.PartitionSelection) -> dict[str, Any]:
-    if chosen.values:
-        return {"value": chosen.values[0]} if len(chosen.values) == 1 else {"values": list(chosen.values)}
-    if not chosen.start_value and not chosen.end_value:
-        raise invalid("Partitions", f"give no value for {column}")
-    return {"start_value": chosen.start_value, "end_value": chosen.end_value}

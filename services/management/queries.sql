@@ -186,8 +186,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING i
 
 -- name: feature_view
 -- Primary keys.
-SELECT v.*, p.name AS project_name, p.feature_store, p.offline_datasource_id,
-       online.type AS online_type, e.name AS entity_name, e.join_id, d.name AS register_datasource_name
+SELECT v.*, p.name AS project_name, p.feature_store, p.offline_datasource_id, p.offline_life_cycle,
+       p.online_datasource_id, online.type AS online_type, e.name AS entity_name, e.join_id, d.name AS register_datasource_name
 FROM management.feature_view v
 JOIN management.project p ON p.id = v.project_id
 JOIN management.datasource online ON online.id = p.online_datasource_id
@@ -242,11 +242,13 @@ SELECT (SELECT count(*) FROM matching) AS total, page.* FROM (SELECT 1) AS alway
 -- Primary keys; project_online_datasource, project_offline_datasource and feature_view_register_datasource.
 SELECT v.id, v.name, v.type, v.config, v.ttl, v.created_at, v.modified_at,
        p.name AS project_name, p.feature_store, e.name AS entity_name,
+       p.online_datasource_id, online.type AS online_type, v.write_to_featuredb,
        p.online_datasource_id = d.id AND NOT v.write_to_featuredb
        OR d.type = 'FeatureDB' AND (v.write_to_featuredb OR p.online_datasource_id = d.id) AS online_here
 FROM management.feature_view v
 JOIN management.project p ON p.id = v.project_id
 JOIN management.datasource d ON d.id = $1
+JOIN management.datasource online ON online.id = p.online_datasource_id
 LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
 WHERE (p.online_datasource_id = d.id OR coalesce(v.register_datasource_id, p.offline_datasource_id) = d.id
        OR v.write_to_featuredb AND d.type = 'FeatureDB')
@@ -340,12 +342,17 @@ FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[]) WITH O
 DELETE FROM management.selected_feature WHERE model_feature_id = $1;
 
 -- name: lock_model_feature
--- Primary key.
-SELECT * FROM management.model_feature WHERE id = $1 FOR UPDATE;
+-- Primary key; task_object.
+SELECT m.*, (
+    SELECT min(t.id) FROM management.task t
+    WHERE t.object_type = 'ModelFeature' AND t.object_id = m.id AND t.status IN ('Initializing', 'Running')
+) AS active_task
+FROM management.model_feature m WHERE m.id = $1 FOR UPDATE OF m;
 
 -- name: model_feature
 -- Primary keys.
-SELECT m.*, p.name AS project_name, p.feature_store, l.name AS label_table_name, l.fields AS label_fields
+SELECT m.*, p.name AS project_name, p.feature_store, p.offline_datasource_id, p.offline_life_cycle,
+       l.name AS label_table_name, l.fields AS label_fields, l.datasource_id AS label_datasource_id
 FROM management.model_feature m
 JOIN management.project p ON p.id = m.project_id
 JOIN management.label_table l ON l.id = m.label_table_id
@@ -359,6 +366,18 @@ FROM management.selected_feature s
 JOIN management.feature_view v ON v.id = s.feature_view_id
 LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
 WHERE s.model_feature_id = $1 ORDER BY s.position;
+
+-- name: views_of_model
+-- Primary keys. Each view that a model feature takes from, in the order in which it first does.
+SELECT v.*, p.name AS project_name, p.offline_datasource_id, e.name AS entity_name, e.join_id, e.parent_id
+FROM (
+    SELECT feature_view_id, min(position) AS position
+    FROM management.selected_feature WHERE model_feature_id = $1 GROUP BY feature_view_id
+) AS taken
+JOIN management.feature_view v ON v.id = taken.feature_view_id
+JOIN management.project p ON p.id = v.project_id
+LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
+ORDER BY taken.position;
 
 -- name: list_model_features
 -- model_feature_name_key where a project is given.
@@ -511,3 +530,19 @@ DELETE FROM management.usage WHERE month <= $1::date - make_interval(months => $
 -- name: prune_usage_batches
 -- Sequential: a row for each process that was started in the last days.
 DELETE FROM management.usage_batch WHERE added_at < now() - interval '1 day';
+
+-- name: keep_offline_file
+-- Primary key. Noted before the file is shown, so that none is forgotten.
+INSERT INTO management.offline_file (path, table_path, task_id, expires_at)
+VALUES ($1, $2, $3, now() + make_interval(days => $4::int))
+ON CONFLICT (path) DO UPDATE
+SET table_path = excluded.table_path, task_id = excluded.task_id, expires_at = excluded.expires_at;
+
+-- name: expired_offline_file
+-- offline_file_expires. One that nobody else is at work on.
+SELECT path, table_path, task_id FROM management.offline_file WHERE expires_at < $1
+ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+
+-- name: forget_offline_file
+-- Primary key.
+DELETE FROM management.offline_file WHERE path = $1;

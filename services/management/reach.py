@@ -8,16 +8,17 @@ from typing import Any
 
 from chassis import errors
 from services.management import hologres
-from services.management.datasources import OFFLINE_TYPE, SERVED_TYPES
 from services.management.offline import OfflineStore
-from services.management.online import OnlineStore
+from services.management.online import ServingRows
+from services.management.publish import SERVED_TYPES
 from services.management.settings import ManagementSettings
+from services.management.tables import OFFLINE_TYPE, tables_of
 
 
 class Reach:
     """Tries datasources out."""
 
-    def __init__(self, offline: OfflineStore, online: OnlineStore, own: ManagementSettings) -> None:
+    def __init__(self, offline: OfflineStore, online: ServingRows, own: ManagementSettings) -> None:
         self._offline = offline
         self._online = online
         self._own = own
@@ -28,10 +29,10 @@ class Reach:
         try:
             if kind == OFFLINE_TYPE:
                 async with asyncio.timeout(timeout):
-                    await asyncio.to_thread(self._offline.tables, config)
+                    await tables_of(kind, uri, config, self._offline, self._own).tables()
             elif kind in SERVED_TYPES:
                 await self._online.ping(timeout)
-            elif kind == "Hologres":
+            elif kind == hologres.TYPE:
                 await hologres.check(uri, config, self._own.datasource_hosts, timeout)
             else:
                 return f"type: this deployment has nothing that reads or writes {kind}"

@@ -19,14 +19,14 @@ from protos.gen.triglot.management.v1 import management_service_pb2_grpc
 from protos.gen.triglot.management.v1 import model_feature_pb2 as mf
 from protos.gen.triglot.management.v1 import project_pb2 as pr
 from protos.gen.triglot.management.v1 import task_pb2 as tk
-from services.management import csv_table, fg, json_rows, publish
+from services.management import csv_table, downloads, fg, json_rows, publish, training
 from services.management.datasource_views import DatasourceViews
 from services.management.datasources import Datasources
 from services.management.inputs import check_instance, invalid, page_of
 from services.management.labels import LabelTables
-from services.management.models import ModelFeatures
+from services.management.models import ModelFeatures, training_set_table_of
 from services.management.offline import OfflineStore
-from services.management.online import OnlineStore
+from services.management.online import OnlineStore, ServingRows
 from services.management.projects import FeatureEntities, Projects
 from services.management.reach import Reach
 from services.management.rows import QUERIES, Row
@@ -41,14 +41,14 @@ _MAX_JOIN_IDS = 1_000
 class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
     """PAI's operations."""
 
-    def __init__(self, database: Database, keeper: ConfigKeeper, online: OnlineStore, own: ManagementSettings) -> None:
+    def __init__(self, database: Database, keeper: ConfigKeeper, serving: ServingRows, own: ManagementSettings) -> None:
         self._database = database
         self._own = own
-        self._online = online
         self._offline = OfflineStore(own.offline_roots)
-        self._datasources = Datasources(database, keeper, self._offline)
-        self._datasource_views = DatasourceViews(database, online)
-        self._reach = Reach(self._offline, online, own)
+        self._datasources = Datasources(database, keeper, own)
+        self._online = OnlineStore(serving, self._datasources, own)
+        self._datasource_views = DatasourceViews(database, self._online)
+        self._reach = Reach(self._offline, serving, own)
         self._projects = Projects(database, self._datasources)
         self._entities = FeatureEntities(database)
         self._views = FeatureViews(database, self._datasources)
@@ -119,7 +119,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         self, request: ds.ListDatasourceTablesRequest, context: Any
     ) -> ds.ListDatasourceTablesResponse:
         self._check(request)
-        names = await self._datasources.tables(request.datasource_id, request.table_name)
+        names = await self._datasources.tables(request.datasource_id, request.table_name, request.schema_name)
         return ds.ListDatasourceTablesResponse(tables=names, total_count=len(names))
 
     async def CheckInstanceDatasource(
@@ -245,11 +245,12 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         self._check(request)
         view = await self._views.row(request.feature_view_id)
         config = publish.asked_for(view, request)
+        await self._online.check(view)
         if config["offline_to_online"]:
-            datasource_id, table_name = offline_table_of(view)
-            folder = await self._datasources.config(datasource_id)
-            table = await asyncio.to_thread(self._offline.open, folder, table_name)
-            publish.source_of(view, table, config["partitions"], config["event_time"])
+            table = await self._datasources.opened(*offline_table_of(view))
+            publish.check_source(view, table, config["partitions"], config["event_time"])
+            if table.files:
+                publish.chosen_files(table, config["partitions"])
         return fv.PublishFeatureViewTableResponse(task_id=str(await self._tasks.publish(view, config)))
 
     async def WriteFeatureViewTable(
@@ -262,9 +263,10 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         if request.rows:
             await self._write_rows(view, request)
             return fv.WriteFeatureViewTableResponse()
-        config = await asyncio.to_thread(csv_table.asked_for, view, request, self._offline)
-        folder = await self._datasources.config(view["offline_datasource_id"])
-        await asyncio.to_thread(self._offline.folder, folder, offline_table_of(view)[1], config["partitions"])
+        limits = downloads.limits_of(self._own)
+        config = await asyncio.to_thread(csv_table.asked_for, view, request, self._offline, limits)
+        _, table_name = offline_table_of(view)
+        await self._datasources.writable(view["offline_datasource_id"], table_name, config["partitions"])
         return fv.WriteFeatureViewTableResponse(task_id=str(await self._tasks.write_table(view, config)))
 
     async def _write_rows(self, view: Row, request: fv.WriteFeatureViewTableRequest) -> None:
@@ -273,9 +275,9 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         publish.check_online(view)
         async with self._views.writing(view) as held:
             batch = json_rows.batch_of(held, request.rows)
-            group = publish.group_of(held, self._own.ttl_unit)
-            await self._online.ensure(group)
-            await self._online.write(group, mode, _only(publish.arrow_stream(batch)), calls.DEFAULT_TIMEOUT_SECONDS)
+            await self._online.ensure(held)
+            rows = _only(publish.arrow_stream(batch))
+            await self._online.write(held, mode, rows, calls.DEFAULT_TIMEOUT_SECONDS, _confirmed)
 
     async def ListFeatureViewOnlineFeatures(
         self, request: fv.ListFeatureViewOnlineFeaturesRequest, context: Any
@@ -388,6 +390,20 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         found = await self._models.available(request.model_feature_id, request.feature_name)
         return fg_pb.ListModelFeatureAvailableFeaturesResponse(available_features=found, total_count=len(found))
 
+    async def ExportModelFeatureTrainingSetTable(
+        self, request: mf.ExportModelFeatureTrainingSetTableRequest, context: Any
+    ) -> mf.ExportModelFeatureTrainingSetTableResponse:
+        self._check(request)
+        model, views, selected = await self._models.exportable(request.model_feature_id)
+        config = training.asked_for(request)
+        plan = training.plan_of(model, views, selected, config, self._own.ttl_unit)
+        for reading in plan.readings:
+            table = await self._datasources.opened(reading.datasource_id, reading.table)
+            training.check_reading(reading, table)
+        partition = training.partition_of(model, config)
+        await self._datasources.writable(model["offline_datasource_id"], training_set_table_of(model), partition)
+        return mf.ExportModelFeatureTrainingSetTableResponse(task_id=str(await self._tasks.export(model, config)))
+
     async def GetTask(self, request: tk.GetTaskRequest, context: Any) -> tk.GetTaskResponse:
         self._check(request)
         return tk.GetTaskResponse(task=await self._tasks.get(request.task_id))
@@ -406,6 +422,10 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         self._check(request)
         await self._tasks.stop(request.task_id)
         return tk.StopTaskResponse()
+
+
+async def _confirmed() -> None:
+    """Nobody else writes these rows."""
 
 
 async def _only(item: bytes) -> AsyncIterator[bytes]:

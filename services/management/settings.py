@@ -32,6 +32,22 @@ class ManagementSettings(SettingsModel):
     datasource_hosts: tuple[str, ...] = Field(
         (), description="Hosts, a JSON list of `host` or `host:port`, that a datasource may lead to. Empty: none may."
     )
+    url_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts, a JSON list of `host`, `host:port`, addresses and networks, that WriteFeatureViewTable may "
+        "fetch from; `*` is every public host. An internal address must be in the list itself. Empty: none may.",
+    )
+    url_max_bytes: int = Field(
+        10 * 1024**3, ge=1, description="How large a file may be that WriteFeatureViewTable fetches."
+    )
+    url_timeout_seconds: float = Field(3600.0, gt=0, description="How long it may take to fetch it.")
+    training_memory_mb: int = Field(
+        1024, ge=128, description="Memory, in MB, for one training set in the making; more is spilled to disk."
+    )
+    training_threads: int = Field(2, ge=1, le=64, description="Threads that one training set is made with.")
+    scratch_dir: Path | None = Field(
+        None, description="Where the worker puts what it needs while a task runs. Unset: the system's temporary folder."
+    )
     check_timeout_seconds: float = Field(
         5.0, gt=0, le=60, description="How long CheckInstanceDatasource waits for what it tries to reach."
     )

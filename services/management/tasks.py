@@ -24,17 +24,18 @@ from services.management.inputs import (
 from services.management.projects import permitted
 from services.management.rows import QUERIES, Row, timestamp
 
-OFFLINE_TO_ONLINE, WRITE_TABLE, FEATURE_VIEW = "OfflineToOnline", "WriteTable", "FeatureView"
+OFFLINE_TO_ONLINE, WRITE_TABLE, EXPORT_TRAINING_SET = "OfflineToOnline", "WriteTable", "ExportTrainingSet"
+FEATURE_VIEW, MODEL_FEATURE = "FeatureView", "ModelFeature"
 _MAX_LINE = 2_000
 STATUSES = ("Initializing", "Running", "Success", "Failure")
 
 
-def at_work(task_id: int) -> errors.FailedPrecondition:
+def at_work(task_id: int, resource: str = FEATURE_VIEW) -> errors.FailedPrecondition:
     """The error for what has to wait until a task has ended."""
     return errors.FailedPrecondition(
-        f"task {task_id} is at work on the view; wait for it, or stop it",
+        f"task {task_id} is at work on the {resource}; wait for it, or stop it",
         reason="DEPENDENCY_EXISTS",
-        resource="FeatureView",
+        resource=resource,
         dependents="a task",
     )
 
@@ -61,16 +62,30 @@ class Tasks:
                 raise at_work(locked["active_task"])
             return await self._make(connection, WRITE_TABLE, view, config)
 
-    async def _make(self, connection: Connection, kind: str, view: Row, config: Mapping[str, Any]) -> int:
+    async def export(self, model: Row, config: Mapping[str, Any]) -> int:
+        """The same for the task that makes a training set of a model feature. Raises NotFound."""
+        async with self._database.transaction() as connection:
+            if await connection.fetchrow(QUERIES.lock_model_feature, model["id"]) is None:
+                raise not_found(MODEL_FEATURE, model["id"])
+            return await self._make(connection, EXPORT_TRAINING_SET, model, config, MODEL_FEATURE)
+
+    async def _make(
+        self,
+        connection: Connection,
+        kind: str,
+        on: Row,
+        config: Mapping[str, Any],
+        object_type: str = FEATURE_VIEW,
+    ) -> int:
         made: int = await connection.fetchval(
             QUERIES.insert_task,
             kind,
-            FEATURE_VIEW,
-            view["id"],
-            view["project_id"],
-            view["project_name"],
-            view["feature_store"],
-            view["id"],
+            object_type,
+            on["id"],
+            on["project_id"],
+            on["project_name"],
+            on["feature_store"],
+            on["id"] if object_type == FEATURE_VIEW else None,
             orjson.dumps(config).decode(),
             calls.current().request_id,
             calls.principal().name,

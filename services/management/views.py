@@ -11,8 +11,8 @@ import orjson
 from chassis import calls, errors
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
-from services.management import fields
-from services.management.datasources import OFFLINE_TYPE, Datasources
+from services.management import fields, scripts
+from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
     invalid,
@@ -31,6 +31,7 @@ from services.management.inputs import (
 )
 from services.management.projects import permitted, share_project
 from services.management.rows import QUERIES, Row, timestamp
+from services.management.tables import READ_TYPES
 from services.management.tasks import at_work
 
 TYPES = ("Batch", "Stream", "Sequence", "DynamicEmbedding")
@@ -214,8 +215,10 @@ class FeatureViews:
         if not key:
             return None
         datasource = await self._datasources.share(connection, "RegisterDatasourceId", key)
-        if datasource["type"] != OFFLINE_TYPE:
-            raise invalid("RegisterDatasourceId", f"must be of type {OFFLINE_TYPE}, not {datasource['type']}")
+        if datasource["type"] not in READ_TYPES:
+            raise invalid(
+                "RegisterDatasourceId", f"must be of type {' or '.join(READ_TYPES)}, not {datasource['type']}"
+            )
         return int(datasource["id"])
 
 
@@ -224,6 +227,11 @@ def offline_table_of(view: Row) -> tuple[int, str]:
     if view["register_table"] and view["register_datasource_id"] is not None:
         return view["register_datasource_id"], view["register_table"]
     return view["offline_datasource_id"], f"{view['project_name']}_{view['name']}_offline".lower()
+
+
+def mock_table_of(view: Row) -> str:
+    """Name of the table that stands in for a stream when a training set is tried out; empty for other views."""
+    return f"{view['project_name']}_{view['name']}_mock".lower() if view["type"] == "Stream" else ""
 
 
 def _check_update(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
@@ -266,6 +274,8 @@ def _shown(row: Row) -> pb.FeatureView:
         tags=row["tags"],
         config=row["config"],
         last_sync_config=row["last_sync_config"],
+        publish_table_script=scripts.publish_table(row),
+        mock_table_name=mock_table_of(row),
         gmt_sync_time=timestamp(row["synced_at"]),
         owner=row["owner"],
         gmt_create_time=timestamp(row["created_at"]),

@@ -11,11 +11,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import grpc
 import orjson
@@ -27,17 +31,22 @@ from chassis.postgres import Database, open_database
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from chassis.telemetry import log
-from services.management import publish, queue
+from services.management import downloads, publish, queue, scratch, training
 from services.management.constraints import CONSTRAINTS
 from services.management.csv_table import CsvImport
 from services.management.datasources import Datasources
-from services.management.offline import OfflineStore, readable
-from services.management.online import OnlineStore
+from services.management.life_cycle import LifeCycle
+from services.management.models import ModelFeatures, training_set_table_of
+from services.management.offline import NewFile, OfflineStore, readable
+from services.management.online import OnlineStore, ServingRows
 from services.management.rows import Row
 from services.management.secrets import ConfigKeeper
 from services.management.settings import ManagementSettings
-from services.management.tasks import OFFLINE_TO_ONLINE, WRITE_TABLE, Tasks
+from services.management.tasks import EXPORT_TRAINING_SET, OFFLINE_TO_ONLINE, WRITE_TABLE, Tasks
+from services.management.training_set import TrainingSet
 from services.management.views import FeatureViews, offline_table_of
+
+T = TypeVar("T")
 
 REPORT_SECONDS = 0.5
 # A task that kills every worker that takes it up is not given to another one for ever.
@@ -64,14 +73,16 @@ class Worker:
     """Performs tasks, one `perform` each."""
 
     def __init__(
-        self, database: Database, settings: Settings, own: ManagementSettings, online: OnlineStore, stop: asyncio.Event
+        self, database: Database, settings: Settings, own: ManagementSettings, serving: ServingRows, stop: asyncio.Event
     ) -> None:
         keeper = ConfigKeeper(SecretBox(settings.secret_key))
         self._tasks = Tasks(database)
-        self._datasources = Datasources(database, keeper, OfflineStore(own.offline_roots))
+        self._datasources = Datasources(database, keeper, own)
         self._views = FeatureViews(database, self._datasources)
-        self._online = online
+        self._models = ModelFeatures(database)
+        self._online = OnlineStore(serving, self._datasources, own)
         self._offline = OfflineStore(own.offline_roots)
+        self._life_cycle = LifeCycle(database, self._offline)
         self._own = own
         self._stop = stop
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -145,49 +156,125 @@ class Worker:
 
     async def _work(self, task: Row, progress: Progress) -> str:
         """Do what the task is for; what to say when it is done."""
-        kinds = {OFFLINE_TO_ONLINE: self._publish, WRITE_TABLE: self._write_table}
+        kinds = {
+            OFFLINE_TO_ONLINE: self._publish,
+            WRITE_TABLE: self._write_table,
+            EXPORT_TRAINING_SET: self._export,
+        }
         return await kinds[task["type"]](task, progress)
 
     async def _write_table(self, task: Row, progress: Progress) -> str:
         """Write the rows of a CSV file to the view's offline table."""
         config = orjson.loads(task["config"])
         view = await self._view(task)
-        folder = await self._datasources.config(view["offline_datasource_id"])
-        name = f"{task['id']}-{task['attempt']}-"
-        csv = await asyncio.to_thread(CsvImport, view, config, self._offline, folder, name)
-        progress.running |= {"table": csv.table, "mode": config["mode"]}
-        steps = csv.steps()
-        while (rows := await asyncio.to_thread(next, steps, None)) is not None:
-            progress.done += rows
-        # A task that was stopped, or given to another worker, shows nothing any more.
-        if not await self._tasks.advance(task, progress.done, progress.total, progress.running):
-            raise Lost
-        await asyncio.to_thread(csv.finish)
+        _, table_name = offline_table_of(view)
+        table, folder = await self._datasources.writable(
+            view["offline_datasource_id"], table_name, config["partitions"]
+        )
+        progress.running |= {"table": table_name, "mode": config["mode"]}
+        with scratch.folder(self._own.scratch_dir) as spare:
+            source = await self._source_file(task, config["path"], spare)
+            target = NewFile(folder, task["id"], task["attempt"])
+            csv = await asyncio.to_thread(CsvImport, view, config, source, target)
+            steps = csv.steps()
+            while (rows := await asyncio.to_thread(next, steps, None)) is not None:
+                progress.done += rows
+        await self._still_ours(task, progress)
+        await self._life_cycle.show(target, table, view["offline_life_cycle"])
         progress.total = progress.done
-        return f"done: table {csv.table} has {progress.done} rows in this partition"
+        return f"done: table {table_name} has {progress.done} rows in this partition"
+
+    async def _source_file(self, task: Row, path: str, spare: Path) -> Path:
+        """The file to read, fetched first if it is elsewhere."""
+        if not downloads.is_url(path):
+            return await asyncio.to_thread(self._offline.file, path)
+        # Not the whole URL: what signs it may stand in it.
+        await self._tasks.log(task["id"], f"fetching from {urlsplit(path).hostname}")
+        file, stopped = spare / "rows.csv", threading.Event()
+        limits = downloads.limits_of(self._own)
+        await _stoppable(partial(downloads.fetch, path, limits, file, stopped), stopped.set)
+        return file
+
+    async def _export(self, task: Row, progress: Progress) -> str:
+        """Make a training set of a model feature."""
+        started = time.monotonic()
+        config = orjson.loads(task["config"])
+        model, views, selected = await self._models.found(task["object_id"])
+        plan = training.plan_of(model, views, selected, config, self._own.ttl_unit)
+        partition = training.partition_of(model, config)
+        name = training_set_table_of(model)
+        table, folder = await self._datasources.writable(model["offline_datasource_id"], name, partition)
+        progress.running |= {"table": name, "partitions": partition, "views": [join.name for join in plan.joins]}
+        with scratch.folder(self._own.scratch_dir) as spare:
+            copies = spare / "copies"
+            copies.mkdir()
+            tables = []
+            for reading in plan.readings:
+                source = await self._datasources.tables_of(reading.datasource_id)
+                columns = [*reading.columns, *reading.partitions]
+                copied = await source.copy(reading.table, columns, reading.partitions, copies)
+                tables.append(await asyncio.to_thread(training.chosen, reading, copied))
+            made = TrainingSet(
+                plan=plan,
+                tables=tables,
+                target=NewFile(folder, task["id"], task["attempt"]),
+                scratch=spare,
+                memory_mb=self._own.training_memory_mb,
+                threads=self._own.training_threads,
+                task_id=task["id"],
+            )
+            steps = made.steps()
+            while (done := await _stoppable(partial(next, steps, None), made.interrupt)) is not None:
+                # Each row goes through every view, and is written.
+                progress.total = made.rows * (len(plan.joins) + 1)
+                progress.done = min(made.passed * made.rows, progress.total)
+                await self._tasks.log(task["id"], done)
+            await self._still_ours(task, progress)
+            await self._life_cycle.show(made.target, table, model["offline_life_cycle"])
+        progress.done = progress.total = made.rows
+        seconds = time.monotonic() - started
+        return f"done: {made.rows} rows in table {name} in {seconds:.2f} s"
 
     async def _publish(self, task: Row, progress: Progress) -> str:
         """Move the rows of a feature view's table to serving; what to say when it is done."""
         started = time.monotonic()
         config = orjson.loads(task["config"])
         view = await self._view(task)
-        group = publish.group_of(view, self._own.ttl_unit)
-        progress.running |= {"feature_store": group.feature_store, "feature_group": group.name, "mode": config["mode"]}
-        await self._online.ensure(group)
+        where = f"{view['feature_store']}/{view['name']}"
+        progress.running |= {
+            "feature_store": view["feature_store"], "feature_group": view["name"], "mode": config["mode"]
+        }  # fmt: skip
+        await self._online.ensure(view)
         if not config["offline_to_online"]:
             return "the feature group is there; no rows were asked for"
-        source = await self._open(view, config)
-        progress.total = await asyncio.to_thread(source.count)
-        progress.running |= {"table": source.table.name, "files": len(source.files)}
-        await self._tasks.log(
-            task["id"],
-            f"{config['mode']} {group.feature_store}/{group.name}: {progress.total} rows "
-            f"in {len(source.files)} files of table {source.table.name}",
-        )
+        with scratch.folder(self._own.scratch_dir) as folder:
+            source = await self._open(view, config, folder)
+            progress.total = await asyncio.to_thread(source.count)
+            progress.running |= {"table": source.table.name, "files": len(source.files)}
+            await self._tasks.log(
+                task["id"],
+                f"{config['mode']} {where}: {progress.total} rows "
+                f"in {len(source.files)} files of table {source.table.name}",
+            )
+            written = await self._written(task, progress, view, config, source)
+        seconds = time.monotonic() - started
+        progress.total = progress.done
+        return f"done: {written} rows in {seconds:.2f} s, {written / max(seconds, 1e-6):,.0f} rows/s"
+
+    async def _written(
+        self, task: Row, progress: Progress, view: Row, config: dict[str, Any], source: publish.Source
+    ) -> int:
+        """Send the rows of a source to where the view's rows are; how many there were."""
         batches = source.batches(self._own.publish_batch_rows, self._own.publish_batch_bytes)
         streams = _ArrowStreams(batches, progress)
         try:
-            written = await self._online.write(group, config["mode"], streams, self._own.publish_timeout_seconds)
+            return await self._online.write(
+                view,
+                config["mode"],
+                streams,
+                self._own.publish_timeout_seconds,
+                partial(self._still_ours, task, progress),
+            )
         except (errors.TriglotError, asyncio.CancelledError):
             # A source that cannot be read ends the call too; what is wrong with it is the real reason.
             if streams.error is not None:
@@ -195,9 +282,11 @@ class Worker:
             raise
         finally:
             await streams.close()
-        seconds = time.monotonic() - started
-        progress.total = progress.done
-        return f"done: {written} rows in {seconds:.2f} s, {written / max(seconds, 1e-6):,.0f} rows/s"
+
+    async def _still_ours(self, task: Row, progress: Progress) -> None:
+        """Raises Lost for a task that was stopped, or given to another worker: it shows nothing any more."""
+        if not await self._tasks.advance(task, progress.done, progress.total, progress.running):
+            raise Lost
 
     async def _view(self, task: Row) -> Row:
         row = await self._views.find(task["object_id"])
@@ -205,11 +294,25 @@ class Worker:
             raise errors.NotFound(f"feature view {task['object_id']} was deleted")
         return row
 
-    async def _open(self, view: Row, config: dict[str, Any]) -> publish.Source:
-        datasource_id, table_name = offline_table_of(view)
-        folder = await self._datasources.config(datasource_id)
-        table = await asyncio.to_thread(self._offline.open, folder, table_name)
+    async def _open(self, view: Row, config: dict[str, Any], folder: Path) -> publish.Source:
+        datasource_id, name = offline_table_of(view)
+        columns = [*(name for name, _, _ in publish.columns_of(view)), *config["partitions"]]
+        tables = await self._datasources.tables_of(datasource_id)
+        table = await tables.copy(name, columns, config["partitions"], folder)
         return publish.source_of(view, table, config["partitions"], config["event_time"])
+
+
+async def _stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
+    """What `work` gives, in a thread. Cancelled, it calls `stop` and waits for the thread to end."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop()
+        await asyncio.wait((running,))
+        if not running.cancelled():
+            running.exception()
+        raise
 
 
 class _ArrowStreams:
@@ -263,8 +366,8 @@ async def run_worker(
     database = await open_database(settings, CONSTRAINTS)
     log.info("working", role="worker")
     try:
-        worker = Worker(database, settings, own, OnlineStore(serving_channel, settings), stop)
-        tending = asyncio.create_task(_tend(Tasks(database), own))
+        worker = Worker(database, settings, own, ServingRows(serving_channel, settings), stop)
+        tending = asyncio.create_task(_tend(Tasks(database), LifeCycle(database, OfflineStore(own.offline_roots)), own))
         try:
             await queue.work(
                 settings, worker.perform, stop, concurrency=own.worker_tasks, lease_seconds=own.lease_seconds
@@ -276,14 +379,16 @@ async def run_worker(
         await database.close()
 
 
-async def _tend(tasks: Tasks, own: ManagementSettings) -> None:
-    """Look after tasks that nobody works on."""
+async def _tend(tasks: Tasks, life_cycle: LifeCycle, own: ManagementSettings) -> None:
+    """Look after tasks that nobody works on, and after what has been kept long enough."""
     while True:
         try:
             for task_id in await tasks.rescue():
                 log.warning("task was in no queue and is queued again", task=task_id)
             if own.task_log_days:
                 await tasks.prune_logs(own.task_log_days)
+            for path in await life_cycle.remove_expired(datetime.now(UTC)):
+                log.info("removed: kept as long as its project says", path=str(path))
         except errors.TriglotError as error:
             log.warning("tasks cannot be looked through", error=error.message)
         await asyncio.sleep(2 * own.lease_seconds)

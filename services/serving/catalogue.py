@@ -128,6 +128,11 @@ class Catalogue:
                 await _require_store(connection, store)
         return [_group_of(row) for row in rows]
 
+    async def groups_named(self, names: Sequence[tuple[str, str, int]]) -> list[Group]:
+        """The groups of these stores, names and versions, in no order, without those that do not exist."""
+        columns = [[name[position] for name in names] for position in range(3)]
+        return [_group_of(row) for row in await self._database.fetch(QUERIES.groups_named, *columns)]
+
     async def delete_group(self, store: str, name: str, version: int) -> int:
         """Its id. Readers see it gone at once; its rows are removed later. Raises NotFound."""
         async with self._database.transaction() as connection:
@@ -195,9 +200,12 @@ class Catalogue:
             await connection.execute(QUERIES.add_usage, ids, read, written)
             await connection.execute(QUERIES.forget_usage, ids, MAX_USAGE_DAYS)
 
-    async def usage(self, group_id: int, days: int) -> list[tuple[date, int, int]]:
-        """Day, rows read and rows written, of those of the last days on which there were any."""
-        return [tuple(row) for row in await self._database.fetch(QUERIES.usage, group_id, days)]
+    async def usage(self, group_ids: Sequence[int], days: int) -> dict[int, list[tuple[date, int, int]]]:
+        """For each group day, rows read and rows written, of those of the last days on which there were any."""
+        found: dict[int, list[tuple[date, int, int]]] = {group_id: [] for group_id in group_ids}
+        for row in await self._database.fetch(QUERIES.usage, list(found), days):
+            found[row["feature_group_id"]].append((row["day"], row["rows_read"], row["rows_written"]))
+        return found
 
     # Views
 

@@ -38,6 +38,22 @@ WHERE s.name = $1 AND g.deleted_at IS NULL
   AND ($2::text IS NULL OR g.name = $2) AND ($3::int IS NULL OR g.version = $3)
 ORDER BY g.name, g.version;
 
+-- name: groups_named
+-- feature_store_name_key, feature_group_name_version, primary key of feature. Takes as many stores as names and versions.
+SELECT g.id, s.name AS store, g.name, g.version, g.description, g.event_time, g.time_to_live_ms, g.generation,
+       g.row_set_id, g.created_at, g.deleted_at,
+       f.names, f.types, f.descriptions, f.key_positions
+FROM unnest($1::text[], $2::text[], $3::int[]) AS named (store, name, version)
+JOIN serving.feature_store s ON s.name = named.store
+JOIN serving.feature_group g
+  ON g.feature_store_id = s.id AND g.name = named.name AND g.version = named.version AND g.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT array_agg(name ORDER BY position) AS names, array_agg(type ORDER BY position) AS types,
+           array_agg(description ORDER BY position) AS descriptions,
+           array_agg(key_position ORDER BY position) AS key_positions
+    FROM serving.feature WHERE feature_group_id = g.id
+) f;
+
 -- name: lock_group
 -- Primary key of feature_group. No row comes back if it was deleted.
 SELECT row_set_id, generation FROM serving.feature_group WHERE id = $1 AND deleted_at IS NULL FOR UPDATE;
@@ -169,9 +185,9 @@ WHERE feature_group_id = ANY ($1::bigint[]) AND day <= (now() AT TIME ZONE 'UTC'
 
 -- name: usage
 -- Primary key of usage.
-SELECT day, rows_read, rows_written FROM serving.usage
-WHERE feature_group_id = $1 AND day > (now() AT TIME ZONE 'UTC')::date - $2::int
-ORDER BY day;
+SELECT feature_group_id, day, rows_read, rows_written FROM serving.usage
+WHERE feature_group_id = ANY($1::bigint[]) AND day > (now() AT TIME ZONE 'UTC')::date - $2::int
+ORDER BY feature_group_id, day;
 
 -- name: notify
 -- Sent when the transaction commits.

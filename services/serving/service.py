@@ -26,6 +26,7 @@ COMPLETE = vector_pb2.VECTOR_STATUS_COMPLETE
 MISSING = vector_pb2.VECTOR_STATUS_MISSING
 ERROR = vector_pb2.VECTOR_STATUS_ERROR
 
+_MAX_GROUPS = 1_000
 _USAGE_DAYS = 30
 
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -88,12 +89,36 @@ class ServingService(pb_grpc.ServingServiceServicer):
         self, request: pb.GetFeatureGroupStatisticsRequest, context: Any
     ) -> pb.GetFeatureGroupStatisticsResponse:
         store = _permitted(request.feature_store)
-        if not 0 <= request.days <= MAX_USAGE_DAYS:
-            raise errors.InvalidArgument(f"days must be 1 to {MAX_USAGE_DAYS}", field="days")
         group = await self._catalogue.group(store, request.name, request.version)
-        count = await self._census.count(group)
-        days = await self._usage.days(group, request.days or _USAGE_DAYS)
-        return messages.statistics_message(count, days)
+        [message] = await self._statistics([group], request.days)
+        return message
+
+    async def ListFeatureGroupStatistics(
+        self, request: pb.ListFeatureGroupStatisticsRequest, context: Any
+    ) -> pb.ListFeatureGroupStatisticsResponse:
+        if len(request.feature_groups) > _MAX_GROUPS:
+            raise errors.InvalidArgument(f"at most {_MAX_GROUPS} groups can be asked for", field="feature_groups")
+        named = {(_permitted(each.feature_store), each.name, each.version): each for each in request.feature_groups}
+        found = {
+            (group.store, group.name, group.version): group for group in await self._catalogue.groups_named([*named])
+        }
+        groups = [found[name] for name in named if name in found]
+        told = await self._statistics(groups, request.days)
+        return pb.ListFeatureGroupStatisticsResponse(
+            statistics=[
+                pb.FeatureGroupStatistics(
+                    feature_group=named[group.store, group.name, group.version], statistics=message
+                )
+                for group, message in zip(groups, told, strict=True)
+            ]
+        )
+
+    async def _statistics(self, groups: Sequence[Group], days: int) -> list[pb.GetFeatureGroupStatisticsResponse]:
+        if not 0 <= days <= MAX_USAGE_DAYS:
+            raise errors.InvalidArgument(f"days must be 1 to {MAX_USAGE_DAYS}", field="days")
+        used = await self._usage.days(groups, days or _USAGE_DAYS)
+        counts = [await self._census.count(group) for group in groups]
+        return [messages.statistics_message(count, each) for count, each in zip(counts, used, strict=True)]
 
     async def DeleteFeatureGroup(
         self, request: pb.DeleteFeatureGroupRequest, context: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -94,10 +95,12 @@ class Usage:
         """So many rows were written."""
         self._writes[group_id] += rows
 
-    async def days(self, group: Group, days: int) -> list[tuple[date, int, int]]:
-        """Day, rows read and rows written: all that this process did, what others did up to some seconds ago."""
+    async def days(self, groups: Sequence[Group], days: int) -> list[list[tuple[date, int, int]]]:
+        """For each group day, rows read and rows written: all that this process did, what others did up to some seconds
+        ago."""
         await self.flush()
-        return await self._catalogue.usage(group.id, days)
+        found = await self._catalogue.usage([group.id for group in groups], days)
+        return [found[group.id] for group in groups]
 
     async def flush(self) -> None:
         """Add to the tables. What could not be added is kept for the next time."""

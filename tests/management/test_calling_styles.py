@@ -56,7 +56,7 @@ async def test_methods_and_unknown_operations(caller: Pai) -> None:
         ("DELETE", f"{ROOT}/ListInstances", 405, "UnsupportedHTTPMethod"),
         ("GET", f"{ROOT}/DeleteProject", 405, "UnsupportedHTTPMethod"),
         ("POST", f"{ROOT}/CreateLLMConfig", 404, "InvalidApi.NotFound"),
-        ("GET", f"{ROOT}/ExportModelFeatureTrainingSetTable", 404, "InvalidApi.NotFound"),
+        ("GET", f"{ROOT}/ExportEverything", 404, "InvalidApi.NotFound"),
         ("GET", "/api/PaiFeatureStore/2020-01-01/ListInstances", 404, "InvalidApi.NotFound"),
         ("POST", f"{SDK}/llmconfigs", 404, "InvalidApi.NotFound"),
         ("GET", "/api/v1/serviceidentityroles/x", 404, "InvalidApi.NotFound"),

@@ -14,7 +14,7 @@ import pytest
 from chassis.inprocess import InProcessChannel
 from chassis.settings import Settings
 from services.management.csv_table import CsvImport
-from services.management.offline import OfflineStore
+from services.management.offline import NewFile
 from services.management.process import open_service
 from services.management.settings import ManagementSettings
 from services.serving.process import open_service as open_serving
@@ -237,21 +237,21 @@ def test_an_import_shows_nothing_before_its_end(tmp_path: Path) -> None:
     csv.write_text("1,1\n2,2\n")
     config = {"mode": "merge", "partitions": {}, "path": str(csv), "delimiter": ",", "omit_header": False}
     folder = tmp_path / "shop_v_offline"
-    offline = OfflineStore([tmp_path])
 
-    def attempt(name: str) -> CsvImport:
-        return CsvImport(view, config, offline, {"root": str(tmp_path)}, name)
+    def attempt(number: int) -> tuple[CsvImport, NewFile]:
+        target = NewFile(folder, 1, number)
+        return CsvImport(view, config, csv, target), target
 
     folder.mkdir()
     pq.write_table(pa.table({"id": [2, 3], "x": [0, 0]}), folder / "data.parquet")
-    killed = attempt("1-1-")
+    killed, _ = attempt(1)
     steps = killed.steps()
     next(steps)
     assert len(list(folder.iterdir())) == 2
     assert pq.read_table(folder / "data.parquet").num_rows == 2
-    successor = attempt("1-2-")
+    successor, target = attempt(2)
     assert sum(successor.steps()) == 3
-    successor.finish()
+    target.finish()
     steps.close()
     assert [path.name for path in folder.iterdir()] == ["data.parquet"]
     assert pq.read_table(folder / "data.parquet").to_pydict() == {"id": [1, 2, 3], "x": [1, 2, 0]}

@@ -76,6 +76,7 @@ OPERATIONS = (
     Operation("GetModelFeatureFGInfo", "GET", _MODEL + "/fginfo"),
     Operation("CheckModelFeatureFGFeature", "POST", _MODEL + "/action/checkfgfeature", lower_request_id=True),
     Operation("ListModelFeatureAvailableFeatures", "GET", _MODEL + "/availablefeatures", lower_request_id=True),
+    Operation("ExportModelFeatureTrainingSetTable", "POST", _MODEL + "/action/exporttrainingsettable"),
     Operation("ListTasks", "GET", "/{InstanceId}/tasks"),
     Operation("GetTask", "GET", _TASK),
     Operation("ListTaskLogs", "GET", _TASK + "/logs"),

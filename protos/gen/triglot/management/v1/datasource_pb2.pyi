@@ -97,7 +97,10 @@ class CreateDatasourceRequest(_message.Message):
     uri: _builtins.str
     """See Datasource."""
     config: _builtins.str
-    """JSON object as text. MaxCompute: `{"driver": "parquet", "root": "<folder>"}`. Secrets in it are encrypted at rest."""
+    """JSON object as text. MaxCompute: `{"driver": "parquet", "root": "<folder>"}`, or `{"driver": "odps", "endpoint": ..,
+    "access_id": .., "secret_access_key": ..}`. Hologres: `{"host": .., "port": .., "user": .., "password": ..}`. Secrets
+    in it are encrypted at rest.
+    """
     def __init__(
         self,
         *,
@@ -388,7 +391,7 @@ class TableField(_message.Message):
     """PAI's name of the type: INT32, INT64, FLOAT, DOUBLE, STRING, BOOLEAN, TIMESTAMP, ARRAY<..>, MAP<..>."""
     @_builtins.property
     def attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """`Partition` for a partition column."""
+        """`Partition` for a partition column, `PrimaryKey` for one of a key."""
 
     def __init__(
         self,
@@ -472,22 +475,26 @@ class ListDatasourceTablesRequest(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     DATASOURCE_ID_FIELD_NUMBER: _builtins.int
     TABLE_NAME_FIELD_NUMBER: _builtins.int
+    SCHEMA_NAME_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance."""
     datasource_id: _builtins.str
     """Decimal number."""
     table_name: _builtins.str
     """Only names that contain this text."""
+    schema_name: _builtins.str
+    """Hologres: the schema; empty: `public`. Tables of another one are named `schema.table`."""
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         datasource_id: _builtins.str = ...,
         table_name: _builtins.str = ...,
+        schema_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasource_id", b"datasource_id", "instance_id", b"instance_id", "table_name", b"table_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasource_id", b"datasource_id", "instance_id", b"instance_id", "schema_name", b"schema_name", "table_name", b"table_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -342,6 +342,118 @@ class GetFeatureGroupStatisticsResponse(_message.Message):
 Global___GetFeatureGroupStatisticsResponse: _TypeAlias = GetFeatureGroupStatisticsResponse  # noqa: Y015
 
 @_typing.final
+class FeatureGroupName(_message.Message):
+    """A group by what it is called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_STORE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    feature_store: _builtins.str
+    """Feature store."""
+    name: _builtins.str
+    """Name of the group."""
+    version: _builtins.int
+    """Version of the group."""
+    def __init__(
+        self,
+        *,
+        feature_store: _builtins.str = ...,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_store", b"feature_store", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureGroupName: _TypeAlias = FeatureGroupName  # noqa: Y015
+
+@_typing.final
+class ListFeatureGroupStatisticsRequest(_message.Message):
+    """See ListFeatureGroupStatistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_GROUPS_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    days: _builtins.int
+    """How many days to tell of, today included: 1 to 400. Zero: 30."""
+    @_builtins.property
+    def feature_groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureGroupName]:
+        """The groups, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        feature_groups: _abc.Iterable[Global___FeatureGroupName] | None = ...,
+        days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "feature_groups", b"feature_groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureGroupStatisticsRequest: _TypeAlias = ListFeatureGroupStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class FeatureGroupStatistics(_message.Message):
+    """A group and its statistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_GROUP_FIELD_NUMBER: _builtins.int
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def feature_group(self) -> Global___FeatureGroupName:
+        """The group, as it was asked for."""
+
+    @_builtins.property
+    def statistics(self) -> Global___GetFeatureGroupStatisticsResponse:
+        """See GetFeatureGroupStatistics."""
+
+    def __init__(
+        self,
+        *,
+        feature_group: Global___FeatureGroupName | None = ...,
+        statistics: Global___GetFeatureGroupStatisticsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feature_group", b"feature_group", "statistics", b"statistics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_group", b"feature_group", "statistics", b"statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureGroupStatistics: _TypeAlias = FeatureGroupStatistics  # noqa: Y015
+
+@_typing.final
+class ListFeatureGroupStatisticsResponse(_message.Message):
+    """See ListFeatureGroupStatistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureGroupStatistics]:
+        """Of the groups that exist, in the order in which they were asked for."""
+
+    def __init__(
+        self,
+        *,
+        statistics: _abc.Iterable[Global___FeatureGroupStatistics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureGroupStatisticsResponse: _TypeAlias = ListFeatureGroupStatisticsResponse  # noqa: Y015
+
+@_typing.final
 class DailyUse(_message.Message):
     """What was done with a group's rows on one day. Other processes add what they did within seconds."""
 

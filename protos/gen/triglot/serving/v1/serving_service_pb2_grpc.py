@@ -64,6 +64,11 @@ class ServingServiceStub:
                 request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsRequest.SerializeToString,
                 response_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsResponse.FromString,
                 _registered_method=True)
+        self.ListFeatureGroupStatistics = channel.unary_unary(
+                '/triglot.serving.v1.ServingService/ListFeatureGroupStatistics',
+                request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupStatisticsRequest.SerializeToString,
+                response_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupStatisticsResponse.FromString,
+                _registered_method=True)
         self.DeleteFeatureGroup = channel.unary_unary(
                 '/triglot.serving.v1.ServingService/DeleteFeatureGroup',
                 request_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.DeleteFeatureGroupRequest.SerializeToString,
@@ -169,6 +174,13 @@ class ServingServiceServicer:
     def GetFeatureGroupStatistics(self, request, context):
         """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
         NOT_FOUND if the group is absent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeatureGroupStatistics(self, request, context):
+        """The same for many groups at once. Those that do not exist are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -289,6 +301,11 @@ def add_ServingServiceServicer_to_server(servicer, server):
                     servicer.GetFeatureGroupStatistics,
                     request_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsRequest.FromString,
                     response_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsResponse.SerializeToString,
+            ),
+            'ListFeatureGroupStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureGroupStatistics,
+                    request_deserializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupStatisticsRequest.FromString,
+                    response_serializer=triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupStatisticsResponse.SerializeToString,
             ),
             'DeleteFeatureGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteFeatureGroup,
@@ -490,6 +507,33 @@ class ServingService:
             '/triglot.serving.v1.ServingService/GetFeatureGroupStatistics',
             triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsRequest.SerializeToString,
             triglot_dot_serving_dot_v1_dot_serving__service__pb2.GetFeatureGroupStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatureGroupStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.serving.v1.ServingService/ListFeatureGroupStatistics',
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupStatisticsRequest.SerializeToString,
+            triglot_dot_serving_dot_v1_dot_serving__service__pb2.ListFeatureGroupStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

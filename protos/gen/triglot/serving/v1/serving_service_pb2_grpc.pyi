@@ -57,6 +57,8 @@ class ServingServiceStub:
     """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
     NOT_FOUND if the group is absent.
     """
+    ListFeatureGroupStatistics: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.ListFeatureGroupStatisticsRequest, _serving_service_pb2.ListFeatureGroupStatisticsResponse]
+    """The same for many groups at once. Those that do not exist are left out."""
     DeleteFeatureGroup: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.DeleteFeatureGroupRequest, _serving_service_pb2.DeleteFeatureGroupResponse]
     """Deletes a group and its rows. Views that use it stay and answer FEATURE_GROUP_DELETED. NOT_FOUND if absent."""
     CreateFeatureView: _grpc.UnaryUnaryMultiCallable[_serving_service_pb2.CreateFeatureViewRequest, _serving_service_pb2.CreateFeatureViewResponse]
@@ -116,6 +118,8 @@ class ServingServiceAsyncStub(ServingServiceStub):
     """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
     NOT_FOUND if the group is absent.
     """
+    ListFeatureGroupStatistics: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.ListFeatureGroupStatisticsRequest, _serving_service_pb2.ListFeatureGroupStatisticsResponse]  # type: ignore[assignment]
+    """The same for many groups at once. Those that do not exist are left out."""
     DeleteFeatureGroup: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.DeleteFeatureGroupRequest, _serving_service_pb2.DeleteFeatureGroupResponse]  # type: ignore[assignment]
     """Deletes a group and its rows. Views that use it stay and answer FEATURE_GROUP_DELETED. NOT_FOUND if absent."""
     CreateFeatureView: _aio.UnaryUnaryMultiCallable[_serving_service_pb2.CreateFeatureViewRequest, _serving_service_pb2.CreateFeatureViewResponse]  # type: ignore[assignment]
@@ -202,6 +206,14 @@ class ServingServiceServicer(metaclass=_abc_1.ABCMeta):
         """How many rows a group has, and how many were read and written on which day. Cheap, however many rows there are.
         NOT_FOUND if the group is absent.
         """
+
+    @_abc_1.abstractmethod
+    def ListFeatureGroupStatistics(
+        self,
+        request: _serving_service_pb2.ListFeatureGroupStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_service_pb2.ListFeatureGroupStatisticsResponse, _abc.Awaitable[_serving_service_pb2.ListFeatureGroupStatisticsResponse]]:
+        """The same for many groups at once. Those that do not exist are left out."""
 
     @_abc_1.abstractmethod
     def DeleteFeatureGroup(

@@ -1,0 +1,212 @@
+"""Sequence views: what their Config says, and sequences of a user's behaviours, newest first, as PAI's SDKs show them.
+
+A sequence S of items is a text, items parted by `;`. `S__event`, `S__ts` and so on are of the same length and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chassis import errors
+from services.management import fields
+from services.management.inputs import json_object
+from services.management.rows import Row
+
+MAX_LENGTH = 10_000
+_BY_ITEM = ("user_id", "item_id", "event")
+_SEPARATOR = ";"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One sequence: its names offline and online, the events in it (none: all), and what else is told of each item."""
+
+    offline_name: str
+    name: str
+    events: Sequence[str]
+    length: int
+    more: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A Sequence view's Config."""
+
+    # The table of ready-made sequences; empty if they are made of behaviours.
+    offline_table: str
+    offline_key: str
+    offline_time: str
+    sequences: Sequence[Wanted]
+    item: str
+    event: str
+    time: str
+    play_time: str
+    # Columns of which no two behaviours of a user may be equal in all.
+    unique: Sequence[str]
+
+
+def config_of(view: Row) -> Config:
+    """Raises InvalidArgument for a Config without which nothing can be made."""
+    given = json_object("Config", view["config"])
+
+    def text(name: str, needed: bool = False) -> str:
+        value = given.get(name, "")
+        if not isinstance(value, str) or (needed and not value):
+            raise _unusable(view, f"needs {name}")
+        return value
+
+    listed = given.get("seq_config")
+    if not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):
+        raise _unusable(view, "needs seq_config, a list")
+    if given.get("play_time_filter"):
+        raise _unusable(view, "has a play_time_filter, which this deployment does not apply")
+    table = text("offline_seq_table_name")
+    item, event, time = (text(name, not table) for name in ("item_id_field", "event_field", "timestamp_field"))
+    return Config(
+        offline_table=table,
+        offline_key=text("offline_seq_table_pk_field", bool(table)),
+        offline_time=text("offline_seq_table_event_time_field", bool(table)),
+        sequences=[_wanted(view, each) for each in listed],
+        item=item,
+        event=event,
+        time=time,
+        play_time=text("play_time_field"),
+        unique=_unique(view, given, item, event, time),
+    )
+
+
+def _wanted(view: Row, given: dict[str, Any]) -> Wanted:
+    offline, online = given.get("offline_seq_name", ""), given.get("online_seq_name", "")
+    events, length, more = given.get("seq_event", ""), given.get("seq_len"), given.get("online_behavior_table_fields")
+    if not all(isinstance(each, str) for each in (offline, online, events)) or not (offline or online):
+        raise _unusable(view, "needs offline_seq_name or online_seq_name in each seq_config")
+    if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= MAX_LENGTH:
+        raise _unusable(view, f"needs a seq_len of 1 to {MAX_LENGTH} in each seq_config")
+    if not isinstance(more or [], list) or not all(isinstance(each, str) for each in more or []):
+        raise _unusable(view, "needs a list of names as online_behavior_table_fields")
+    return Wanted(
+        offline or online, online or offline, [each for each in events.split("|") if each], length, more or []
+    )
+
+
+def _unique(view: Row, given: dict[str, Any], item: str, event: str, time: str) -> list[str]:
+    method = given.get("deduplication_method") or list(_BY_ITEM)
+    custom = given.get("custom_deduplication_field") or ""
+    if method == list(_BY_ITEM):
+        return [item, event, *([custom] if custom else [])]
+    if method == [*_BY_ITEM, "timestamp"]:
+        return [item, event, time]
+    raise _unusable(view, f"needs a deduplication_method of {list(_BY_ITEM)}, with or without 'timestamp' at its end")
+
+
+def _unusable(view: Row, why: str) -> errors.InvalidArgument:
+    return errors.InvalidArgument(f"the Config of view {view['name']} {why}", field="Config")
+
+
+def output_of(view: Row) -> list[tuple[str, str]]:
+    """Name in a training set, and in what is joined, of each column that the view gives."""
+    config = config_of(view)
+    if config.offline_table:
+        return [(each.name, each.offline_name) for each in config.sequences]
+    return [(name, name) for name in behaviours_of(view).names]
+
+
+@dataclass(frozen=True)
+class Behaviours:
+    """A table of behaviours, a row for each, and the sequences that are made of it."""
+
+    key: str
+    config: Config
+
+    @property
+    def time(self) -> str:
+        """When it was: a point in time, or seconds since 1970."""
+        return self.config.time
+
+    @property
+    def columns(self) -> list[str]:
+        """What is read of the table."""
+        more = (name for wanted in self.config.sequences for name in wanted.more)
+        config = self.config
+        told = (self.key, config.item, config.event, config.time, config.play_time, *config.unique, *more)
+        return list(dict.fromkeys(name for name in told if name))
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of the sequences."""
+        return [name for wanted in self.config.sequences for name, _ in self._told(wanted)]
+
+    def sql(self, key: str, own_key: str, oldest_seconds: int) -> str:
+        """DuckDB's statement that makes table `v` for the keys and times of table `s`, of the behaviours in table `b`.
+
+        `v` has k, t and a column `f.<name>` for each of `names`. Of behaviours at the same time the last one is newest.
+        """
+        newest = "t DESC, part DESC, ordinal DESC, file_row_number DESC"
+        bound = f" AND b.t >= asked.t - {oldest_seconds * 1_000_000}" if oldest_seconds else ""
+        ours = "b.k" if own_key == "k" else "CAST(b.k AS VARCHAR)"
+        unique = ", ".join(_column(name) for name in self.config.unique)
+        parts, joins, shown = [], [], []
+        for number, wanted in enumerate(self.config.sequences):
+            events = (
+                f" AND CAST({_column(self.config.event)} AS VARCHAR) IN ({_texts(wanted.events)})"
+                if wanted.events
+                else ""
+            )
+            told = ", ".join(
+                f"string_agg(coalesce({value}, ''), '{_SEPARATOR}' ORDER BY place) AS {_column(name)}"
+                for name, value in self._told(wanted)
+            )
+            parts.append(
+                f"q{number} AS (SELECT at_k, at_t, {told} FROM ("  # noqa: S608 - quoted names and texts
+                f"SELECT *, row_number() OVER (PARTITION BY at_k, at_t ORDER BY {newest}) AS place FROM ("
+                f"SELECT * FROM seen WHERE {_column(self.config.item)} IS NOT NULL{events} "
+                f"QUALIFY row_number() OVER (PARTITION BY at_k, at_t, {unique} ORDER BY {newest}) = 1)) "
+                f"WHERE place <= {wanted.length} GROUP BY at_k, at_t)"
+            )
+            joins.append(f" LEFT JOIN q{number} ON asked.k = q{number}.at_k AND asked.t = q{number}.at_t")
+            shown += [f"q{number}.{_column(name)}" for name, _ in self._told(wanted)]
+        return (
+            f"CREATE TABLE v AS WITH asked AS (SELECT DISTINCT {key} AS k, t FROM s "  # noqa: S608
+            f"WHERE t IS NOT NULL AND {key} IS NOT NULL), "
+            f"seen AS (SELECT asked.k AS at_k, asked.t AS at_t, b.* FROM asked JOIN b ON asked.k = {ours} "
+            f"AND b.t <= asked.t{bound}), {', '.join(parts)} "
+            f"SELECT asked.k, asked.t, {', '.join(shown)} FROM asked{''.join(joins)}"
+        )
+
+    def _told(self, wanted: Wanted) -> Iterator[tuple[str, str]]:
+        """The columns of a sequence, and what each is of a behaviour."""
+        config, name = self.config, wanted.name
+        yield name, _text_of(config.item)
+        yield f"{name}__{config.event}", _text_of(config.event)
+        yield f"{name}__{config.item}", _text_of(config.item)
+        yield f"{name}__{config.time}", "CAST(t // 1000000 AS VARCHAR)"
+        if config.play_time:
+            yield f"{name}__{config.play_time}", f"printf('%.2f', CAST({_column(config.play_time)} AS DOUBLE))"
+        yield f"{name}__ts", "CAST((at_t - t) // 1000000 AS VARCHAR)"
+        for more in wanted.more:
+            yield f"{name}__{more}", _text_of(more)
+
+
+def behaviours_of(view: Row) -> Behaviours:
+    """Raises InvalidArgument for a view without a key, or with an unusable Config."""
+    known = fields.loaded(view["fields"])
+    keys = fields.having(known, fields.PRIMARY_KEY) or [
+        each["name"] for each in known if each["name"] == view["join_id"]
+    ]
+    if not keys:
+        raise errors.InvalidArgument(f"view {view['name']} has no primary key", field="FeatureViewId")
+    return Behaviours(keys[0], config_of(view))
+
+
+def _column(name: str) -> str:
+    return '"f.' + name.replace('"', '""') + '"'
+
+
+def _text_of(name: str) -> str:
+    return f"CAST({_column(name)} AS VARCHAR)"
+
+
+def _texts(values: Sequence[str]) -> str:
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
