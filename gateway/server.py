@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chassis.errors import PortInUse, WrongSetting
 from chassis.settings import Settings
 from gateway.settings import GatewaySettings
+
+# A key, or a token of a provider, is some 6 KiB at most.
+_MAX_HEAD_BYTES = 64 * 1024
 
 
 class HttpServer:
@@ -38,7 +43,7 @@ class HttpServer:
         self._ports = settings.ports
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -55,7 +60,9 @@ class HttpServer:
             ssl_cert_reqs=ssl.CERT_REQUIRED if settings.client_authority else ssl.CERT_NONE,
         )
         self._server = _Server(config)
+        self._head_timeout_seconds = settings.body_timeout_seconds
         self._task: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> Sequence[int]:
         """Listen, and say on which ports. Raises PortInUse."""
@@ -65,13 +72,33 @@ class HttpServer:
             if self._task.done():
                 self._task.result()
             await asyncio.sleep(0.01)
+        self._sweeping = asyncio.create_task(self._sweep())
         return [bound.getsockname()[1] for bound in self._sockets]
 
     async def stop(self) -> None:
         """Take no new connections, let the requests under way finish."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         if self._task is not None:
             self._server.should_exit = True
             await self._task
+
+    async def _sweep(self) -> None:
+        """Close connections on which the head of a request does not arrive: uvicorn waits for one for ever.
+
+        One look at all of them from time to time costs less than a timer for each. Whoever waits in two looks for the
+        same head goes, so a head may take once to twice this time.
+        """
+        waiting: dict[_Protocol, object] = {}
+        while True:
+            await asyncio.sleep(self._head_timeout_seconds)
+            found: dict[_Protocol, object] = {
+                each: each.cycle for each in self._server.connections if each.waits_for_head
+            }
+            for each in found.keys() & waiting.keys():
+                if found[each] is waiting[each]:
+                    each.refuse(b"408 Request Timeout")
+            waiting = found
 
 
 @asynccontextmanager
@@ -96,8 +123,39 @@ async def listening(app: ASGIApp, own: GatewaySettings, settings: Settings) -> A
         await server.stop()
 
 
+class _Protocol(HttpToolsProtocol):
+    """One connection, whose requests have heads of a bounded size."""
+
+    _head_bytes = 0
+
+    @property
+    def waits_for_head(self) -> bool:
+        """Whether a request should come, or comes, and its head is not there. After an answer uvicorn has a timer."""
+        return (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None
+
+    def data_received(self, data: bytes) -> None:
+        """Whatever arrives."""
+        super().data_received(data)
+        if self.waits_for_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self.refuse(b"431 Request Header Fields Too Large")
+        elif self._head_bytes:
+            self._head_bytes = 0
+
+    def refuse(self, status: bytes) -> None:
+        """Answer what is no request yet, and close."""
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the process decides when to stop."""
+
+    @property
+    def connections(self) -> Collection[_Protocol]:
+        return cast("Collection[_Protocol]", self.server_state.connections)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

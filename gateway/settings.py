@@ -42,7 +42,9 @@ class GatewaySettings(SettingsModel):
         " ports; empty: none is asked for. Only with TLS.",
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest HTTP body that is taken.")
-    body_timeout_seconds: float = Field(30.0, gt=0, description="How long a body may take to arrive.")
+    body_timeout_seconds: float = Field(
+        30.0, gt=0, description="How long a body may take to arrive; the head before it may take twice as long."
+    )
     max_connections: int = Field(
         10_000, ge=1, description="Connections, and requests under way, beyond which new requests are answered 503."
     )
