@@ -89,16 +89,20 @@ class Access:
 
     def narrowed(self, query: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
         """A SELECT and its arguments, narrowed to what the caller may read."""
-        principal = calls.principal()
-        if principal.administrator:
+        if self.reads_everything:
             return query, arguments
-        return _narrowed(query, len(arguments) + 1), (*arguments, self._caller(principal))
+        return _narrowed(query, len(arguments) + 1), (*arguments, self._caller(calls.principal()))
+
+    @property
+    def reads_everything(self) -> bool:
+        """Whether nothing is hidden from the caller."""
+        return calls.principal().administrator
 
     async def absent(
         self, missing: errors.NotFound, project: str, family: str, parent: str, name: str
     ) -> errors.TriglotError:
         """The error for what a read did not find: it is missing, or the object that it was sought in is hidden."""
-        if calls.principal().administrator:
+        if self.reads_everything:
             return missing
         # What a feature may be read by is its view.
         place = (project, kinds.VIEW_FAMILY, parent) if parent else (project, family, name)

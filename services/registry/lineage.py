@@ -102,7 +102,8 @@ class LineageStore:
 
     async def sources_of_entity(self, name: str, project: str, limit: int) -> tuple[Sequence[bytes], int]:
         """JSON of the data sources behind an entity's views, last changed first, and how many they are in all."""
-        total: int = await self._access.fetchval(QUERIES.count_sources_of_entity, project, name)
+        narrowed = not self._access.reads_everything
+        total: int = await self._access.fetchval(QUERIES.count_sources_of_entity, project, name, narrowed)
         query = QUERIES.newest_sources_of_entity if total > _MANY * limit else QUERIES.sources_of_entity
         return [row["rendered"] for row in await self._access.fetch(query, project, name, limit)], total
 

@@ -86,6 +86,20 @@ UPDATE registry.object SET state = $3, updated = $4
 WHERE project = $1 AND family = 'featureView' AND parent = '' AND name = $2 AND kind = 'featureView'
 RETURNING id;
 
+-- name: materializations
+-- view_by_name, then materialization_pkey. Of the views of project $1, or of view $2, the latest first: an interval's JSON
+-- begins with its start. $3 is how many, $4 how many to skip.
+SELECT o.name, m.position, m.proto
+FROM registry.object o JOIN registry.materialization m ON m.object_id = o.id
+WHERE o.project = $1 AND o.kind = 'featureView' AND ($2 = '' OR o.name = $2)
+ORDER BY m.rendered COLLATE "C" DESC, o.name, m.position LIMIT $3 OFFSET $4;
+
+-- name: count_materializations
+-- view_by_name, then materialization_pkey.
+SELECT count(*)
+FROM registry.object o JOIN registry.materialization m ON m.object_id = o.id
+WHERE o.project = $1 AND o.kind = 'featureView' AND ($2::text = '' OR o.name = $2);
+
 -- name: put_intervals
 -- materialization_pkey. Behind those that the view $1 has; the position of the last one comes back.
 WITH added AS (
@@ -363,18 +377,18 @@ CROSS JOIN LATERAL (
 ) c
 ORDER BY p.project, p.name, c.kind, c.name;
 
--- Data sources of an entity's views: $1 names the project, $2 the entity, $3 is how many. OFFSET 0 keeps PostgreSQL from
--- reading all data sources of the project: it does not know that some entities have few and some have very many.
+-- Data sources of an entity's views: $1 names the project, $2 the entity; $3 is how many, of lists. OFFSET 0 keeps
+-- PostgreSQL from reading all data sources of the project: it does not know that some entities have few and some have
+-- very many.
 
 -- name: count_sources_of_entity
--- entity_source_pkey, then object_key.
+-- entity_source_pkey; then, if $3, object_key. Whoever does not read everything ($3) learns of what it reads, no more.
 SELECT count(*)
 FROM registry.entity_source s
-CROSS JOIN LATERAL (
+WHERE s.project = $1 AND s.entity = $2 AND (NOT $3::boolean OR EXISTS (
     SELECT FROM registry.object o
-    WHERE o.project = $1 AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source OFFSET 0
-) o
-WHERE s.project = $1 AND s.entity = $2;
+    WHERE o.project = s.project AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source
+));
 
 -- name: sources_of_entity
 -- entity_source_pkey, then object_key. JSON, last changed first; for an entity with few.
