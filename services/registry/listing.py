@@ -58,9 +58,9 @@ _FILTERS = {
     "project_not_tagged": "NOT EXISTS (SELECT FROM registry.object /* whole */ p WHERE p.project = o.project"
     " AND p.family = 'project' AND p.parent = '' AND p.name = o.project AND p.tags @> {}::jsonb)",
 }
-# Which filters each kind has besides project and tags.
+# Which filters each kind has besides project, tags and name.
 _VIEW_FILTERS = frozenset({"entity", "feature", "feature_service", "data_source", "updated_since"})
-_FEATURE_FILTERS = frozenset({"feature_view", "name"})
+_FEATURE_FILTERS = frozenset({"feature_view"})
 _OTHER_FILTERS = {
     FEATURE_SERVICE: frozenset({"feature_view"}),
     SAVED_DATASET: frozenset({"namespace", "collection"}),
@@ -139,7 +139,7 @@ def conditions(listing: Listing) -> tuple[str, list[Any]]:
 
 def _filters(listing: Listing) -> dict[str, Any]:
     given = {name: value for name, value in listing.filters.items() if value}
-    unknown = given.keys() - _filters_of(listing.kind)
+    unknown = given.keys() - _filters_of(listing.kind) - {"name"}
     if unknown:
         raise errors.InvalidArgument(f"{listing.kind and listing.kind.label} lists have no filter {min(unknown)}")
     if listing.kind is FEATURE_SERVICE and "feature_view" in given:

@@ -20,7 +20,7 @@ from services.registry.listing import Listing, at_or_after
 from services.registry.rendering import row_of
 from services.registry.search import Match, Search, SearchStore
 from services.registry.store import Content, RegistryStore
-from services.registry.views import Version
+from services.registry.views import Materialization, Version
 from services.registry.visits import Visit, VisitStore
 
 # Lists that come along with counts end here, so that they cost the same in a large registry.
@@ -228,6 +228,16 @@ class RenderedServicer(RegistryServiceServicer):
             raise checks.too_large(self._max_message_bytes)
         return size
 
+    async def ListMaterializations(
+        self, request: rpc.ListMaterializationsRequest, context: Any
+    ) -> rpc.ListMaterializationsResponse:
+        checks.project_name(request.project)
+        checks.page(request.page or -1, request.limit, self._max_page)
+        found, total = await self._store.materializations(
+            request.project, request.feature_view, request.page, request.limit
+        )
+        return rpc.ListMaterializationsResponse(materializations=map(_materialization, found), total=total)
+
     async def RegisterSavedDataset(
         self, request: rpc.RegisterSavedDatasetRequest, context: Any
     ) -> rpc.RegisterSavedDatasetResponse:
@@ -322,6 +332,15 @@ def _listing(request: rpc.ListObjectsRequest) -> Listing:
         sort_by=request.sort_by,
         descending=request.descending,
         hide_protected=kind is kinds.PROJECT,
+    )
+
+
+def _materialization(found: Materialization) -> rpc.Materialization:
+    return rpc.Materialization(
+        feature_view=found.view,
+        number=found.number,
+        start_time=found.interval.start_time,
+        end_time=found.interval.end_time,
     )
 
 

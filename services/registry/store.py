@@ -145,7 +145,7 @@ class RegistryStore:
     async def get(self, kind: Kind, name: str, project: str, parent: str = "") -> bytes:
         """The message of one object. Raises NotFound."""
         row = await self._access.fetchrow(QUERIES.get_object, project, kind.family, parent, name)
-        if row is None or row["kind"] != kind.name:
+        if row is None or not _fits(kind, kinds.BY_NAME[row["kind"]]):
             raise await self._absent(kind, name, project, parent)
         return _whole_message(kind, row)
 
@@ -162,8 +162,7 @@ class RegistryStore:
         sought = kind or kinds.FEATURE_VIEW
         row = await self._access.fetchrow(QUERIES.get_rendered, project, sought.family, parent, name)
         found = kinds.BY_NAME[row["kind"]] if row is not None else None
-        fits = found is kind if kind else found is not kinds.LABEL_VIEW
-        if row is None or found is None or not fits:
+        if row is None or found is None or not _fits(kind, found):
             raise await self._absent(sought, name, project, parent)
         return Content(found, project, name, _whole_json(found, row))
 
@@ -180,6 +179,12 @@ class RegistryStore:
         if found is None:
             raise await self._absent(kinds.FEATURE_VIEW, name, project)
         return found
+
+    async def materializations(
+        self, project: str, name: str, page: int, limit: int
+    ) -> tuple[Sequence[views.Materialization], int]:
+        """One page of what was materialized of a project's views, or of one, latest first, and how much there is."""
+        return await views.materializations(self._access, project, name, page, limit)
 
     async def page(self, wanted: listing.Listing, *, rendered: bool = False) -> Page:
         """One page of a list, as messages or as JSON. ResourceExhausted if it is more than a message."""
@@ -231,6 +236,13 @@ class RegistryStore:
     async def _absent(self, kind: Kind, name: str, project: str, parent: str = "") -> errors.TriglotError:
         missing = _missing(kind, name, project, parent)
         return await self._access.absent(missing, project, kind.family, parent, name)
+
+
+def _fits(sought: Kind | None, found: Kind) -> bool:
+    """Whether what was found is of the kind that was sought: None is any view but a label view, and labels fit."""
+    if sought is None:
+        return found is not kinds.LABEL_VIEW
+    return found is sought or (sought, found) == (kinds.FEATURE, kinds.LABEL)
 
 
 def _missing(kind: Kind, name: str, project: str, parent: str) -> errors.NotFound:

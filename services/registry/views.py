@@ -101,6 +101,15 @@ class Version:
         return _definition(self.kind.message.FromString(self.proto))
 
 
+@dataclass(frozen=True)
+class Materialization:
+    """That a view was materialized, `number` times after the first."""
+
+    view: str
+    number: int
+    interval: MaterializationInterval
+
+
 async def versions(
     access: Access, name: str, project: str, page: int, limit: int
 ) -> tuple[Sequence[Version], int] | None:
@@ -125,6 +134,15 @@ async def version(access: Access, name: str, project: str, number: int) -> Versi
             version=number,
         )
     return _version(row)
+
+
+async def materializations(
+    access: Access, project: str, name: str, page: int, limit: int
+) -> tuple[Sequence[Materialization], int]:
+    """One page of what was materialized of a project's feature views, or of one of them, and how much there is."""
+    total: int = await access.fetchval(QUERIES.count_materializations, project, name)
+    rows = await access.fetch(QUERIES.materializations, project, name, limit, (page - 1) * limit)
+    return [Materialization(row["name"], row["position"] - 1, *_intervals(row["proto"])) for row in rows], total
 
 
 def _version(row: asyncpg.Record) -> Version:

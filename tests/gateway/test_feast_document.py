@@ -85,6 +85,51 @@ CALLS = """
 """
 
 
+_PAGE = "page limit sort_by sort_order"
+# Parameters that the document names for each endpoint, with the common ones that it has for all lists.
+PARAMETERS = {
+    "/entities": f"project include_relationships allow_cache tags {_PAGE}",
+    "/entities/user_id": "project include_relationships allow_cache",
+    "/entities/all": f"allow_cache include_relationships {_PAGE}",
+    "/data_sources": f"project include_relationships allow_cache tags {_PAGE}",
+    "/data_sources/user_data": "project include_relationships allow_cache",
+    "/data_sources/all": f"allow_cache include_relationships {_PAGE}",
+    "/feature_views": "project include_relationships allow_cache tags entity feature feature_service data_source "
+    + _PAGE,
+    "/feature_views/user_features": "project include_relationships allow_cache",
+    "/feature_views/all": f"allow_cache include_relationships {_PAGE}",
+    "/features": f"project feature_view name include_relationships allow_cache tags {_PAGE}",
+    "/features/user_features/age": "project include_relationships allow_cache",
+    "/features/all": f"include_relationships allow_cache {_PAGE}",
+    "/feature_services": f"project include_relationships allow_cache tags feature_view {_PAGE}",
+    "/feature_services/user_service": "project include_relationships allow_cache",
+    "/feature_services/all": f"allow_cache include_relationships {_PAGE}",
+    "/lineage/registry": "project allow_cache filter_object_type filter_object_name page limit",
+    "/lineage/objects/feature/age": "project include_indirect allow_cache page limit",
+    "/lineage/complete": "project allow_cache page limit",
+    "/lineage/registry/all": "allow_cache filter_object_type filter_object_name",
+    "/lineage/complete/all": "allow_cache",
+    "/permissions": f"project include_relationships allow_cache {_PAGE}",
+    "/permissions/read_features": "project include_relationships allow_cache",
+    "/projects": f"allow_cache {_PAGE}",
+    "/projects/my_project": "allow_cache",
+    "/saved_datasets": f"project include_relationships allow_cache tags {_PAGE}",
+    "/saved_datasets/training_data": "project include_relationships allow_cache",
+    "/saved_datasets/all": f"allow_cache include_relationships {_PAGE}",
+    "/metrics/resource_counts": "project",
+    "/metrics/recently_visited": f"project object {_PAGE}",
+    "/metrics/popular_tags": "project limit allow_cache",
+    "/search": f"query projects allow_cache tags {_PAGE}",
+}
+GIVEN = {
+    **{"project": "my_project", "projects": "my_project", "allow_cache": "false", "query": "user", "name": "age"},
+    **{"include_relationships": "true", "include_indirect": "true", "page": "1", "limit": "5", "tags": "team:ml"},
+    **{"sort_by": "name", "sort_order": "desc", "entity": "user", "feature": "age", "feature_service": "user_service"},
+    **{"data_source": "user_data", "feature_view": "user_features", "object": "entities"},
+    **{"filter_object_type": "featureView", "filter_object_name": "user_features"},
+}
+
+
 def view(name: str, source: str, *features: str) -> Mapping[str, Any]:
     return {
         "featureView": {
@@ -146,6 +191,21 @@ async def test_every_call_of_the_document(world: World) -> None:
             assert [each["name"] for each in lists[-1] if isinstance(each, dict)] == FOUND[call], call
         elif "object=" not in call and lists:
             assert any(lists), (call, answer.text)
+
+
+async def test_every_parameter_of_the_document(world: World) -> None:
+    headers = {"Authorization": f"Bearer {world.api_key}"}
+    document = (await world.http.get("/openapi.json")).json()
+    assert len(PARAMETERS) == 31
+    for path, named in PARAMETERS.items():
+        given = {name: GIVEN[name] for name in named.split()}
+        if path == "/metrics/recently_visited":
+            given["sort_by"] = "timestamp"
+        described = operation(document, path)
+        assert given.keys() <= {each["name"] for each in described["parameters"] if each["in"] == "query"}, path
+        answer = await world.http.get(f"/api/v1{path}", params=given, headers=headers)
+        assert answer.status_code == 200, (path, answer.text)
+        check(document, described, answer)
 
 
 def operation(document: Any, call: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -11,10 +12,12 @@ import pytest
 
 from chassis import errors
 from chassis.inprocess import InProcessChannel
+from chassis.rpc import Service
 from chassis.settings import Settings
 from gateway.app import create_app
 from gateway.dialects import feast as dialect
 from gateway.settings import GatewaySettings
+from protos.gen.feast.core.FeatureView_pb2 import FeatureView
 from protos.gen.feast.core.Project_pb2 import Project
 from protos.gen.feast.registry import RegistryServer_pb2 as feast
 from protos.gen.feast.registry.RegistryServer_pb2_grpc import RegistryServerStub
@@ -25,7 +28,7 @@ from services.registry.access import Access
 from services.registry.process import open_service
 from services.registry.settings import RegistrySettings
 from tests.registry.conftest import Registry
-from tests.registry.test_objects import applies
+from tests.registry.test_objects import applies, view
 
 LIMIT_BYTES = 8192
 TAGS, HALF = {"t": "x" * 5000}, {"t": "x" * 2500}
@@ -116,6 +119,48 @@ async def test_contents_of_projects(tight: Registry, read: list[int]) -> None:
     await too_large(tight, tight.rendered.GetProjectContents, rpc.GetProjectContentsRequest(project="wide"))
     assert max(read) < OBJECTS
     await too_large(tight, tight.rendered.ListProjectContents, rpc.ListProjectContentsRequest())
+
+
+async def test_engines_and_jobs_read_no_more_than_they_show(
+    channel: InProcessChannel, tight: Registry, registry: Registry
+) -> None:
+    """Two of the views are more than a message; a page of what was materialized of all of them is small."""
+    for number in range(OBJECTS):
+        made = FeatureView()
+        made.spec.name = f"FeatureView{number}"
+        for day in range(1, 4):
+            request = feast.ApplyMaterializationRequest(feature_view=made, project="wide")
+            request.start_date.FromDatetime(datetime(2026, 1, day, number))
+            request.end_date.FromDatetime(datetime(2026, 1, day + 1, number))
+            await tight(tight.feast.ApplyMaterialization, request)
+    settings = GatewaySettings()
+    app = create_app([dialect.dialect(channel, settings)], settings)
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app), base_url="http://feast", headers=dict(registry.metadata)
+    ) as http:
+        first = (await http.get("/materialization_jobs?project=wide&page=1&limit=7")).json()
+        second = (await http.get("/materialization_jobs?project=wide&page=2&limit=7")).json()
+    shown = [(each["featureView"], each["startTime"]) for answer in (first, second) for each in answer["jobs"]]
+    latest = [(day, number) for day in (3, 2, 1) for number in reversed(range(OBJECTS))]
+    assert shown == [(f"FeatureView{number}", f"2026-01-0{day}T0{number}:00:00Z") for day, number in latest[:14]]
+    assert (first["pagination"]["total"], second["pagination"]["hasNext"]) == (3 * OBJECTS, True)
+
+
+@pytest.mark.parametrize("count", [3, 130])
+async def test_an_engine_shows_the_views_that_changed_last(
+    services: list[Service], registry: Registry, count: int
+) -> None:
+    for number in range(count):
+        made = view(f"v{number:03}", "f")
+        await registry(registry.feast.ApplyFeatureView, feast.ApplyFeatureViewRequest(feature_view=made, project="p"))
+    settings = GatewaySettings()
+    app = create_app([dialect.dialect(InProcessChannel(services), settings)], settings)
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app), base_url="http://feast", headers=dict(registry.metadata)
+    ) as http:
+        shown = (await http.get("/compute_engines?project=p")).json()
+    assert shown["engine"]["featureViewCount"] == count
+    assert [each["name"] for each in shown["featureViews"]] == [f"v{n:03}" for n in range(max(0, count - 100), count)]
 
 
 async def test_over_rest_it_is_429(channel: InProcessChannel, registry: Registry) -> None:

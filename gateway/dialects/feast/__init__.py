@@ -10,7 +10,19 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from gateway.dialect import Dialect, Row
-from gateway.dialects.feast import datasets, engines, lineage, metrics, objects, pages, parameters, search, writes
+from gateway.dialects.feast import (
+    datasets,
+    engines,
+    labels,
+    lineage,
+    metrics,
+    objects,
+    openlineage,
+    pages,
+    parameters,
+    search,
+    writes,
+)
 from gateway.dialects.feast.faults import credential, render_error
 from gateway.dialects.feast.routes import Asked, Route
 from gateway.dialects.feast.visits import Visits
@@ -41,8 +53,10 @@ def routes(registry: Any, feast: Any, visits: Visits, default_project: str) -> S
     return (
         *datasets.routes(registry, feast),
         *objects.routes(registry),
+        *labels.routes(registry, default_project),
         *writes.routes(feast),
         *lineage.routes(registry),
+        *openlineage.routes(feast),
         *search.routes(registry),
         *metrics.routes(registry, visits.list, default_project),
         *engines.routes(registry, feast),

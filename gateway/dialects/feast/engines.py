@@ -8,7 +8,7 @@ from typing import Any
 
 from chassis import errors
 from gateway.dialects.feast import parameters, schemas
-from gateway.dialects.feast.routes import Asked, Route
+from gateway.dialects.feast.routes import Asked, Route, together
 from gateway.dialects.feast.schemas import FLAG, MOMENT, NUMBER, TEXT, Component, Schema, many, one_of, record
 from gateway.exchange import Answer, json_answer
 from protos.gen.feast.registry import RegistryServer_pb2 as feast_rpc
@@ -22,7 +22,6 @@ _ENGINE: Mapping[str, Any] = {
     "config": {"type": "local"},
 }
 _SUCCEEDED = "SUCCEEDED"
-_TYPES = {"feature_view": "Batch", "stream_feature_view": "Stream"}
 
 _STATUS = parameters.text("status", "Only jobs in this state. All that is known has succeeded.")
 _FEATURE_VIEW = parameters.text("feature_view", "Only materializations of this view.")
@@ -45,7 +44,7 @@ _VIEW = Component(
     lambda: record(
         {
             "name": TEXT,
-            "type": one_of(list(_TYPES.values())),
+            "type": one_of(["Batch", "Stream"]),
             "online": FLAG,
             "lastMaterialized": {"anyOf": [MOMENT, {"type": "null"}]},
             "hasOverride": FLAG,
@@ -69,9 +68,9 @@ def routes(registry: Any, feast: Any) -> Sequence[Route]:
             "GET",
             "/compute_engines",
             "compute_engines.list",
-            "The engine of a project and the views that it computes.",
-            feast.ListAllFeatureViews,
-            lambda asked: feast_rpc.ListAllFeatureViewsRequest(project=asked[parameters.PROJECT]),
+            "The engine of a project and its views: of each kind the 100 that changed last.",
+            together(feast.ListFeatureViews, feast.ListStreamFeatureViews),
+            _engine_request,
             _engine_answer,
             shows=record({"engine": _ENGINE_INFO, "featureViews": many(_VIEW)}),
             parameters=(parameters.PROJECT, parameters.ALLOW_CACHE),
@@ -92,8 +91,8 @@ def routes(registry: Any, feast: Any) -> Sequence[Route]:
             "/materialization_jobs",
             "materialization_jobs.list",
             "What was materialized in a project, the latest first.",
-            feast.ListFeatureViews,
-            lambda asked: feast_rpc.ListFeatureViewsRequest(project=asked[parameters.PROJECT]),
+            registry.ListMaterializations,
+            _jobs_request,
             _jobs_answer,
             shows=record({"jobs": many(_JOB), "pagination": schemas.PAGINATION}),
             parameters=(
@@ -112,7 +111,7 @@ def routes(registry: Any, feast: Any) -> Sequence[Route]:
             "version",
             "The release of Feast whose contract is served, and Triglot's own.",
             feast.ListProjects,
-            _who_calls,
+            who_calls,
             lambda asked, _: json_answer({"version": FEAST_VERSION, "triglot": metadata.version("triglot")}),
             shows=record({"version": TEXT, "triglot": TEXT}),
         ),
@@ -123,7 +122,7 @@ def routes(registry: Any, feast: Any) -> Sequence[Route]:
                 f"monitoring.{method.lower()}",
                 "Data quality is not monitored here: 503.",
                 feast.ListProjects,
-                _who_calls,
+                who_calls,
                 _not_monitored,
                 shows=schemas.ERROR,
                 status=503,
@@ -133,7 +132,8 @@ def routes(registry: Any, feast: Any) -> Sequence[Route]:
     )
 
 
-def _who_calls(asked: Asked) -> feast_rpc.ListProjectsRequest:
+def who_calls(asked: Asked) -> feast_rpc.ListProjectsRequest:
+    """A request that costs little, of routes that need nothing but a caller who may call."""
     return feast_rpc.ListProjectsRequest(pagination=feast_rpc.PaginationParams(page=1, limit=1))
 
 
@@ -141,11 +141,25 @@ def _not_monitored(asked: Asked, reply: Any) -> Answer:
     raise errors.Unavailable("Monitoring is not enabled: Triglot does not monitor the quality of data")
 
 
-def _engine_answer(asked: Asked, reply: feast_rpc.ListAllFeatureViewsResponse) -> Answer:
-    chosen = [(each.WhichOneof("any_feature_view"), each) for each in reply.feature_views]
-    views = [_computed(_TYPES[kind], getattr(each, kind)) for kind, each in chosen if kind in _TYPES]
-    engine = {**_ENGINE, "featureViewCount": len(views), "project": asked[parameters.PROJECT]}
-    return json_answer({"engine": engine, "featureViews": views})
+def _engine_request(asked: Asked) -> tuple[Any, Any]:
+    page = feast_rpc.PaginationParams(page=1, limit=parameters.MAX_LIMIT)
+    newest = feast_rpc.SortingParams(sort_by="last_updated_timestamp", sort_order="desc")
+    wanted: dict[str, Any] = {"project": asked[parameters.PROJECT], "pagination": page, "sorting": newest}
+    return feast_rpc.ListFeatureViewsRequest(**wanted), feast_rpc.ListStreamFeatureViewsRequest(**wanted)
+
+
+def _engine_answer(asked: Asked, reply: Sequence[Any]) -> Answer:
+    batch, stream = reply
+    views = [
+        *(_computed("Batch", view) for view in batch.feature_views),
+        *(_computed("Stream", view) for view in stream.stream_feature_views),
+    ]
+    engine = {
+        **_ENGINE,
+        "featureViewCount": sum(each.pagination.total_count for each in reply),
+        "project": asked[parameters.PROJECT],
+    }
+    return json_answer({"engine": engine, "featureViews": sorted(views, key=lambda view: str(view["name"]))})
 
 
 def _computed(kind: str, view: Any) -> dict[str, Any]:
@@ -174,18 +188,18 @@ def _engines_answer(asked: Asked, reply: rpc.CountObjectsResponse) -> Answer:
     return json_answer({"engines": engines, "pagination": asked.pagination(len(reply.projects))})
 
 
-def _jobs_answer(asked: Asked, reply: feast_rpc.ListFeatureViewsResponse) -> Answer:
-    wanted, status = asked[_FEATURE_VIEW], asked[_STATUS]
-    found = [
-        (view.spec.name, number, interval)
-        for view in reply.feature_views
-        if view.spec.name == (wanted or view.spec.name) and status.upper() in ("", _SUCCEEDED)
-        for number, interval in enumerate(view.meta.materialization_intervals)
-    ]
-    found.sort(key=lambda job: (job[2].start_time.seconds, job[2].start_time.nanos), reverse=True)
+def _jobs_request(asked: Asked) -> rpc.ListMaterializationsRequest:
     page, limit = asked.page()
+    return rpc.ListMaterializationsRequest(
+        project=asked[parameters.PROJECT], feature_view=asked[_FEATURE_VIEW], page=page, limit=limit
+    )
+
+
+def _jobs_answer(asked: Asked, reply: rpc.ListMaterializationsResponse) -> Answer:
+    fits = asked[_STATUS].upper() in ("", _SUCCEEDED)
     jobs = [
-        {"id": f"{name}-{number}", "featureView": name, "status": _SUCCEEDED, **_interval(interval)}
-        for name, number, interval in found[(page - 1) * limit : page * limit]
+        {"id": f"{each.feature_view}-{each.number}", "featureView": each.feature_view, "status": _SUCCEEDED}
+        | _interval(each)
+        for each in reply.materializations
     ]
-    return json_answer({"jobs": jobs, "pagination": asked.pagination(len(found))})
+    return json_answer({"jobs": jobs if fits else [], "pagination": asked.pagination(reply.total if fits else 0)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,16 @@ def after_lookup(look_up: Callable[..., Any], rpc: Callable[..., Any]) -> Callab
         if isinstance(message, Lookup):
             message = message.complete(await _found(look_up(message.request, timeout=timeout, metadata=metadata)))
         return await rpc(message, timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
+
+    return call
+
+
+def together(*rpcs: Callable[..., Any]) -> Callable[..., Any]:
+    """Several RPCs as one: its message is one message for each, its reply one reply of each."""
+
+    async def call(messages: Sequence[Any], *, timeout: float, metadata: Metadata) -> Sequence[Any]:
+        asked = (rpc(each, timeout=timeout, metadata=metadata) for rpc, each in zip(rpcs, messages, strict=True))
+        return await asyncio.gather(*asked)
 
     return call
 

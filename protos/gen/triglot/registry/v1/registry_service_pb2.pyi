@@ -1304,6 +1304,106 @@ class FeatureViewVersion(_message.Message):
 Global___FeatureViewVersion: _TypeAlias = FeatureViewVersion  # noqa: Y015
 
 @_typing.final
+class ListMaterializationsRequest(_message.Message):
+    """See ListMaterializations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Project of the views. Required."""
+    feature_view: _builtins.str
+    """Only materializations of this view."""
+    page: _builtins.int
+    """Page to answer with, from 1. Required."""
+    limit: _builtins.int
+    """Materializations on a page, 1 to 1,000. Required."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        feature_view: _builtins.str = ...,
+        page: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_view", b"feature_view", "limit", b"limit", "page", b"page", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMaterializationsRequest: _TypeAlias = ListMaterializationsRequest  # noqa: Y015
+
+@_typing.final
+class ListMaterializationsResponse(_message.Message):
+    """See ListMaterializations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATERIALIZATIONS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Materializations on all pages together."""
+    @_builtins.property
+    def materializations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Materialization]:
+        """The page."""
+
+    def __init__(
+        self,
+        *,
+        materializations: _abc.Iterable[Global___Materialization] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["materializations", b"materializations", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMaterializationsResponse: _TypeAlias = ListMaterializationsResponse  # noqa: Y015
+
+@_typing.final
+class Materialization(_message.Message):
+    """That a feature view was materialized."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_VIEW_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    feature_view: _builtins.str
+    """Its name."""
+    number: _builtins.int
+    """How many times it was materialized before. Of more than 1,000 materializations of a view the oldest are one."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """The earliest time of the rows."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Their latest time."""
+
+    def __init__(
+        self,
+        *,
+        feature_view: _builtins.str = ...,
+        number: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "feature_view", b"feature_view", "number", b"number", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Materialization: _TypeAlias = Materialization  # noqa: Y015
+
+@_typing.final
 class RegisterSavedDatasetRequest(_message.Message):
     """See RegisterSavedDataset."""
 

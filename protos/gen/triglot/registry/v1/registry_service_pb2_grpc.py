@@ -100,6 +100,11 @@ class RegistryServiceStub:
                 request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.SerializeToString,
                 response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.FromString,
                 _registered_method=True)
+        self.ListMaterializations = channel.unary_unary(
+                '/triglot.registry.v1.RegistryService/ListMaterializations',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListMaterializationsRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListMaterializationsResponse.FromString,
+                _registered_method=True)
         self.RegisterSavedDataset = channel.unary_unary(
                 '/triglot.registry.v1.RegistryService/RegisterSavedDataset',
                 request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.RegisterSavedDatasetRequest.SerializeToString,
@@ -220,6 +225,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMaterializations(self, request, context):
+        """The times that were materialized of a project's feature views, the latest first. An unknown project or view has none.
+        INVALID_ARGUMENT for no project, or paging out of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterSavedDataset(self, request, context):
         """Create a saved dataset, or replace it if that is allowed: feast.registry.RegistryServer/ApplySavedDataset always
         replaces. Of calls at the same time that may not replace, one succeeds. ALREADY_EXISTS, reason ALREADY_EXISTS, if
@@ -304,6 +317,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.GetFeatureViewVersion,
                     request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.FromString,
                     response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.SerializeToString,
+            ),
+            'ListMaterializations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMaterializations,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListMaterializationsRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListMaterializationsResponse.SerializeToString,
             ),
             'RegisterSavedDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterSavedDataset,
@@ -628,6 +646,33 @@ class RegistryService:
             '/triglot.registry.v1.RegistryService/GetFeatureViewVersion',
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionRequest.SerializeToString,
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetFeatureViewVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMaterializations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/ListMaterializations',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListMaterializationsRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListMaterializationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

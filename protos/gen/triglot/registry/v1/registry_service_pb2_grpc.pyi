@@ -88,6 +88,10 @@ class RegistryServiceStub:
     """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
     FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
     """
+    ListMaterializations: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListMaterializationsRequest, _registry_service_pb2.ListMaterializationsResponse]
+    """The times that were materialized of a project's feature views, the latest first. An unknown project or view has none.
+    INVALID_ARGUMENT for no project, or paging out of range.
+    """
     RegisterSavedDataset: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterSavedDatasetRequest, _registry_service_pb2.RegisterSavedDatasetResponse]
     """Create a saved dataset, or replace it if that is allowed: feast.registry.RegistryServer/ApplySavedDataset always
     replaces. Of calls at the same time that may not replace, one succeeds. ALREADY_EXISTS, reason ALREADY_EXISTS, if
@@ -162,6 +166,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetFeatureViewVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetFeatureViewVersionRequest, _registry_service_pb2.GetFeatureViewVersionResponse]  # type: ignore[assignment]
     """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
     FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+    """
+    ListMaterializations: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListMaterializationsRequest, _registry_service_pb2.ListMaterializationsResponse]  # type: ignore[assignment]
+    """The times that were materialized of a project's feature views, the latest first. An unknown project or view has none.
+    INVALID_ARGUMENT for no project, or paging out of range.
     """
     RegisterSavedDataset: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterSavedDatasetRequest, _registry_service_pb2.RegisterSavedDatasetResponse]  # type: ignore[assignment]
     """Create a saved dataset, or replace it if that is allowed: feast.registry.RegistryServer/ApplySavedDataset always
@@ -300,6 +308,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.GetFeatureViewVersionResponse, _abc.Awaitable[_registry_service_pb2.GetFeatureViewVersionResponse]]:
         """A feature view as one of its versions defined it. NOT_FOUND, reason FEATURE_VIEW_NOT_FOUND or
         FEATURE_VIEW_VERSION_NOT_FOUND, if absent.
+        """
+
+    @_abc_1.abstractmethod
+    def ListMaterializations(
+        self,
+        request: _registry_service_pb2.ListMaterializationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListMaterializationsResponse, _abc.Awaitable[_registry_service_pb2.ListMaterializationsResponse]]:
+        """The times that were materialized of a project's feature views, the latest first. An unknown project or view has none.
+        INVALID_ARGUMENT for no project, or paging out of range.
         """
 
     @_abc_1.abstractmethod
