@@ -180,7 +180,8 @@ def _answer(url: str, limits: Limits, deadline: float) -> Iterator[http.client.H
         connection.putheader("Accept-Encoding", "identity")
         connection.putheader("User-Agent", "triglot")
         connection.endheaders()
-        yield connection.getresponse()
+        with connection.getresponse() as answer:
+            yield answer
     except ssl.SSLCertVerificationError:
         raise invalid(_FIELD, f"leads to {target.host}, whose certificate is not good") from None
     except (OSError, http.client.HTTPException) as error:
