@@ -18,7 +18,7 @@ _MAX_REMEMBERED = 10_000
 _FEW = 4
 _WINDOW_SECONDS = 0.05
 # What was learnt from calls that ended longer ago says nothing any more.
-_FRESH_SECONDS = 1.0
+_FRESH_SECONDS = 5.0
 _BEAT_SECONDS = 0.05
 _COMPLAINT_SECONDS = 5.0
 

@@ -34,7 +34,7 @@ class Relay:
             if not self.closed:
                 server, to_server = await asyncio.open_connection(self._target.hostname, self._target.port)
                 try:
-                    await _either(self._requests(client, to_server), self._answers(server, to_client))
+                    await either(self._requests(client, to_server), self._answers(server, to_client))
                 finally:
                     to_server.close()
         finally:
@@ -60,7 +60,7 @@ class Relay:
             pipe.cancel()
 
 
-async def _either(*ways: object) -> None:
+async def either(*ways: object) -> None:
     """Until one of the ways ends; then the others end too."""
     tasks = [asyncio.ensure_future(way) for way in ways]  # type: ignore[call-overload]
     try:

@@ -211,7 +211,7 @@ def test_what_was_learnt_is_forgotten_when_nothing_ends() -> None:
     server.seconds = 60.0
     server.run(0.01)
     server.call()
-    server.run(5)
+    server.run(10)
     for _ in range(10):
         server.call()
     server.refused.clear()
