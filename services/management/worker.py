@@ -67,6 +67,15 @@ class Progress:
     total: int = 0
     # What else is shown in the task's RunningConfig.
     running: dict[str, Any] = field(default_factory=dict)
+    _tenths_told: int = 0
+
+    def line(self) -> str:
+        """What the log has to be told; empty: nothing new. A line for each tenth of the rows, but for the last one."""
+        tenths = 10 * self.done // self.total if self.total else 0
+        if tenths <= self._tenths_told or tenths >= 10:
+            return ""
+        self._tenths_told = tenths
+        return f"{self.done} of {self.total} rows"
 
 
 class Worker:
@@ -146,6 +155,8 @@ class Worker:
                 await asyncio.wait((work, stopping), timeout=REPORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if not await self._tasks.advance(task, progress.done, progress.total, progress.running):
                     raise Lost
+                if line := progress.line():
+                    await self._tasks.log(task["id"], line)
                 if stopping.done() and not work.done():
                     raise queue.Retry(0)
             return work.result()

@@ -326,6 +326,8 @@ async def services(settings: Settings, own: ManagementSettings, serving: Any) ->
         yield opened
 
 
+# The world lives in a thread of its own, and what draws random numbers there is no strategy.
+@pytest.mark.filterwarnings("ignore:Do not use the .random. module:hypothesis.errors.HypothesisDeprecationWarning")
 async def test_any_sequence_of_calls(
     caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
 ) -> None:

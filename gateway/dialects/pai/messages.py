@@ -23,12 +23,13 @@ Write = Callable[[Any], Any]
 
 _TIMESTAMP = "google.protobuf.Timestamp"
 _PARTITION = "triglot.management.v1.PartitionSelection"
+_WHOLE = "the request"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def read_message(kind: type[Message], values: Mapping[str, Any]) -> Message:
     """A message from parameters by name. Raises InvalidArgument, naming the parameter, for a value of a wrong type."""
-    made: Message = _reader(kind.DESCRIPTOR)("the request", values)
+    made: Message = _reader(kind.DESCRIPTOR)(_WHOLE, values)
     return made
 
 
@@ -71,7 +72,7 @@ def _reader(descriptor: Descriptor) -> Read:
         given = {}
         for key, (field, reader) in readers.items():
             if value.get(key) is not None:
-                given[field] = reader(key, value[key])
+                given[field] = reader(key if name == _WHOLE else f"{name}.{key}", value[key])
         return kind(**given)
 
     return read

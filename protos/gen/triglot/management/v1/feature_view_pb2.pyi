@@ -754,7 +754,7 @@ class PublishFeatureViewTableRequest(_message.Message):
     in all rows of a table without that column. Kept in the task's configuration.
     """
     offline_to_online: _builtins.bool
-    """Whether rows are copied; true if absent. False only makes the feature group."""
+    """Whether rows are copied. False only makes the feature group. It must be said."""
     config: _builtins.str
     """JSON text, kept in the task's configuration."""
     @_builtins.property

@@ -44,7 +44,7 @@ class SelectedFeature(_message.Message):
     prefix_name: _builtins.str
     """Put before the name of a sequence's feature."""
     type: _builtins.str
-    """Its type."""
+    """Its type. A request must give it."""
     def __init__(
         self,
         *,
