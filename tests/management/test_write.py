@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,9 @@ import pytest
 
 from chassis.inprocess import InProcessChannel
 from chassis.settings import Settings
+from gateway.app import create_app
+from gateway.dialects import pai
+from gateway.settings import GatewaySettings
 from services.management.csv_table import CsvImport
 from services.management.offline import NewFile
 from services.management.process import open_service
@@ -20,6 +24,7 @@ from services.management.settings import ManagementSettings
 from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
 from tests.management.conftest import Pai, catalogue
+from tests.management.test_downloads import Site, site
 from tests.management.test_publish import logs, online, publish, until_task, worker
 
 FIELDS = [
@@ -28,6 +33,7 @@ FIELDS = [
     {"Name": "city", "Type": "STRING", "Attributes": []},
     {"Name": "at", "Type": "TIMESTAMP", "Attributes": ["EventTime"]},
 ]
+__all__ = ("site",)
 DAY = {"Name": "ds", "Type": "STRING", "Attributes": ["Partition"]}
 
 
@@ -143,7 +149,7 @@ async def test_rows_that_are_refused(caller: Pai, tmp_path: Path) -> None:
     await caller.refused("WriteFeatureViewTable", 400, "InvalidParameter", **{**good, "FeatureViewId": offline})
 
 
-async def imported(caller: Pai, view: str, path: Path, status: str, **changes: Any) -> str:
+async def imported(caller: Pai, view: str, path: Path | str, status: str, **changes: Any) -> str:
     """Import a file, and what the task said at its end."""
     source = {"Path": str(path), "OmitHeader": True, **changes.pop("UrlDatasource", {})}
     body = {"FeatureViewId": view, "Mode": "Overwrite", "Partitions": {"ds": "1/2"}, "UrlDatasource": source, **changes}
@@ -255,3 +261,33 @@ def test_an_import_shows_nothing_before_its_end(tmp_path: Path) -> None:
     steps.close()
     assert [path.name for path in folder.iterdir()] == ["data.parquet"]
     assert pq.read_table(folder / "data.parquet").to_pydict() == {"id": [1, 2, 3], "x": [1, 2, 0]}
+
+
+async def test_from_a_url(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, *, site: Site, tmp_path: Path
+) -> None:
+    """A CSV file is fetched from where the settings allow it, and from nowhere else."""
+    view = await view_of(caller, tmp_path, DAY)
+    url = site.page("/rows.csv?Signature=s3cr3t", b"id,x,city,at\n1,0.5,Bern,\n")
+    body = {"FeatureViewId": view, "Mode": "Overwrite", "Partitions": {"ds": "1/2"}}
+    for path in (url, "https://example.com/rows.csv", "oss://bucket/rows.csv", "http://[x"):
+        source = {"Path": path, "OmitHeader": True}
+        await caller.refused("WriteFeatureViewTable", 400, "InvalidParameter", **body, UrlDatasource=source)
+    open_to = own.model_copy(update={"url_hosts": ("127.0.0.1",), "task_attempts": 2, "retry_seconds": 0.01})
+    async with open_service(settings, open_to, InProcessChannel(serving)) as services:
+        gateway = GatewaySettings(ports=(0,))
+        app = create_app([pai.dialect(InProcessChannel(services), gateway)], gateway)
+        async with (
+            httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client,
+            worker(settings, open_to, serving),
+        ):
+            allowed = Pai(client, caller.key)
+            assert "has 1 rows" in await imported(allowed, view, url, "Success")
+            assert not any("s3cr3t" in line for line in await logs(allowed, "1"))
+            broken = site.page("/broken", status=503)
+            assert "failed after 2 attempts" in await imported(allowed, view, broken, "Failure")
+            assert "does not exist" in await imported(allowed, view, f"{site.url}/absent", "Failure")
+            inside = site.page("/inside", status=302, Location="http://localhost/")
+            assert "does not allow" in await imported(allowed, view, inside, "Failure")
+    [table] = (tmp_path / "shop_events_offline").glob("*/*")
+    assert pq.read_table(table, partitioning=None).to_pylist()[0]["city"] == "Bern"
