@@ -228,7 +228,14 @@ class Cluster:
             addresses |= dict.fromkeys(nodes)
         self._owners, self.addresses = owners, list(addresses)
         gone = [address for address in self._clients if address not in addresses and address != self._seed]
-        self._keep([asyncio.ensure_future(self._clients.pop(address).aclose()) for address in gone])
+        self._keep([asyncio.ensure_future(self._leave(self._clients.pop(address))) for address in gone])
+
+    async def _leave(self, client: redis.asyncio.Redis) -> None:
+        """Close a client once nobody can be using it any more."""
+        try:
+            await asyncio.sleep(3 * self._timeout_seconds)
+        finally:
+            await client.aclose()
 
     def _keep(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
         """Let tasks end, whether or not anybody waits for them."""
