@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 from google.protobuf.empty_pb2 import Empty
@@ -39,8 +40,7 @@ class RowEndpoint:
         # A connection on which the rest of a body may still come is of no further use.
         close = True
         try:
-            with deadlines.within(self._body_timeout_seconds):
-                exchange.body = await _body(receive, exchange, self._max_body_bytes)
+            exchange.body = await self._body(receive, exchange)
             close = False
             answer = await self._answer(exchange)
         except errors.TriglotError as error:
@@ -50,9 +50,6 @@ class RowEndpoint:
                 answer.headers = {**answer.headers, "retry-after": str(whole_seconds)}
         except Disconnected:
             return
-        except TimeoutError:
-            late = errors.InvalidArgument("The body did not arrive in time", reason="BODY_TOO_SLOW")
-            answer = self._dialect.render_error(late, exchange)
         except Exception:
             log.exception("failed", operation=self._row.operation, request_id=exchange.request_id)
             hidden = errors.Internal(f"Internal error, request id {exchange.request_id}")
@@ -60,6 +57,25 @@ class RowEndpoint:
         await _send(send, answer, exchange.request_id, close=close)
         series = http_seconds.series(self._dialect.name, self._row.operation, str(answer.status))
         series.observe(time.perf_counter() - started)
+
+    async def _body(self, receive: Receive, exchange: Exchange) -> bytes:
+        """The whole body. Raises InvalidArgument if it is too large or too slow."""
+        try:
+            with deadlines.within(self._body_timeout_seconds):
+                return await _body(receive, exchange, self._max_body_bytes)
+        except TimeoutError:
+            fault = errors.InvalidArgument("The body did not arrive in time", reason="BODY_TOO_SLOW")
+        except errors.InvalidArgument as error:
+            fault = error
+        await self._report(exchange, fault)
+        raise fault
+
+    async def _report(self, exchange: Exchange, fault: errors.TriglotError) -> None:
+        """Tell the service of a call that ends here, if it counts calls: whose it is, it alone can say."""
+        if self._dialect.metered and self._row.rpc is not None:
+            with suppress(errors.TriglotError):
+                metadata = (*self._dialect.credential(exchange), (calls.UNREADABLE, fault.status().SerializeToString()))
+                await calls.invoke(self._row.rpc, Empty(), metadata=metadata, timeout_seconds=self._timeout_seconds)
 
     async def _answer(self, exchange: Exchange) -> Answer:
         row = self._row

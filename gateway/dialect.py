@@ -36,3 +36,5 @@ class Dialect:
     credential: Callable[[Exchange], Metadata]
     render_error: Callable[[errors.TriglotError, Exchange], Answer]
     owns: Callable[[str], bool]
+    # Whether its services count the calls of its rows, those that are refused before they reach one included.
+    metered: bool = False

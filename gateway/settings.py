@@ -49,6 +49,9 @@ class GatewaySettings(SettingsModel):
         10_000, ge=1, description="Connections, and requests under way, beyond which new requests are answered 503."
     )
     timeout_seconds: float = Field(10.0, gt=0, description="Deadline of the RPC behind an HTTP request.")
+    pai_max_request_bytes: int = Field(
+        0, ge=0, description="Largest request of PAI's API, query and body; its document says 8192. 0: any body."
+    )
     feast_pages: bool = Field(
         True, description="Serve Swagger UI, ReDoc and /openapi.json; they are open to callers without a key."
     )

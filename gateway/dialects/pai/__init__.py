@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,6 +37,8 @@ def dialect(channel: grpc.aio.Channel, settings: GatewaySettings) -> Dialect:
     """The dialect, its RPCs on `channel`."""
     stub = management_service_pb2_grpc.ManagementServiceStub(channel)
     rows = [row for operation in OPERATIONS for row in _rows(operation, stub)]
+    if settings.pai_max_request_bytes:
+        rows = [replace(row, request=_bounded(row.request, settings.pai_max_request_bytes)) for row in rows]
     return Dialect(
         name="pai",
         # Longest first: a path that ends in a parameter takes all that follows.
@@ -43,6 +46,7 @@ def dialect(channel: grpc.aio.Channel, settings: GatewaySettings) -> Dialect:
         credential=credential,
         render_error=render,
         owns=lambda path: any(path == owned or path.startswith(f"{owned}/") for owned in _OWNED),
+        metered=True,
     )
 
 
@@ -58,6 +62,22 @@ def _rows(operation: Operation, stub: Any) -> Iterable[Row]:
     # A name may hold an encoded slash, which the router sees decoded.
     pattern = "/".join(f"{part[:-1]}:path}}" if part.endswith("Name}") else part for part in segments)
     yield Row((operation.method,), pattern, operation.name, rpc, _sdk_request_of(operation, kind, segments), answer)
+
+
+def _bounded(request: Callable[[Exchange], Any], max_bytes: int) -> Callable[[Exchange], Any]:
+    """The same for requests that are not larger than that, query and body together. Raises InvalidArgument."""
+
+    def bounded(exchange: Exchange) -> Any:
+        size = len(exchange.query_string) + len(exchange.body)
+        if size > max_bytes:
+            raise errors.InvalidArgument(
+                f"the request has {size} bytes, and at most {max_bytes} are taken",
+                reason="BODY_TOO_LARGE",
+                limit_bytes=max_bytes,
+            )
+        return request(exchange)
+
+    return bounded
 
 
 def _sdk_request_of(operation: Operation, kind: type[Message], segments: list[str]) -> Callable[[Exchange], Message]:
