@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -48,17 +48,25 @@ class Exchange:
         try:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError as error:
-            raise errors.InvalidArgument(f"the body is not JSON: {error}", reason="MALFORMED_BODY") from None
+            raise self.malformed(f"the body is not JSON: {error}") from None
+
+    def malformed(self, fault: str) -> errors.InvalidArgument:
+        """What is wrong with the body, reason MALFORMED_BODY."""
+        encoding = self.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            fault = f"the body is compressed ({encoding}): only plain JSON is taken"
+        return errors.InvalidArgument(fault, reason="MALFORMED_BODY")
 
 
 @dataclass(slots=True)
 class Answer:
-    """A response whose body is whole."""
+    """A response. Its body is whole, or begins with what `rest` yields; whoever sends it closes `rest`."""
 
     status: int = 200
     body: bytes = b""
     media_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    rest: AsyncGenerator[bytes] | None = None
 
 
 def json_answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:

@@ -142,7 +142,7 @@ def _message(exchange: Exchange, *, batch: bool, validates: bool) -> serving_ser
     except msgspec.ValidationError as error:
         raise errors.InvalidArgument(str(error), reason="INVALID_FIELD") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.InvalidArgument(str(error), reason="MALFORMED_BODY") from None
+        raise exchange.malformed(str(error)) from None
     options, metadata = body.options or _NO_OPTIONS, body.metadata_options or _NO_METADATA
     entries, passed = bytes(body.entries), bytes(body.passed_features)
     opening, kind = (b"[", "an array of objects") if batch else (b"{", "an object")
