@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RequestSource
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, RequestSource
 from feast.data_source import DataSource
 from feast.errors import FeastError
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.labeling.label_view import LabelView
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.permissions.action import ALL_ACTIONS, AuthzedAction
 from feast.permissions.permission import Permission
@@ -210,6 +212,73 @@ def guarded(store: FeatureStore) -> dict[str, Any]:
     }
 
 
+def versions(store: FeatureStore) -> dict[str, Any]:
+    """A view's schema changes; the view goes back to what it was, and forth again."""
+
+    def stats(version: str = "latest", *added: Field) -> FeatureView:
+        return FeatureView(
+            name="driver_stats", entities=[DRIVER], schema=[*STATS.schema, *added], source=SOURCE, version=version
+        )
+
+    def seen() -> list[Any]:
+        found = store.get_feature_view("driver_stats")
+        return [found.version, found.current_version_number, sorted(field.name for field in found.features)]
+
+    rating, odd = Field(name="rating", dtype=Int64), Field(name="odd", dtype=Int64)
+    back, again, forth, edited = stats("v0", rating), stats("v0"), stats("version1"), stats("v0", odd)
+    shown = []
+    for each in (stats(), stats("latest", rating), back, again, forth, edited, stats()):
+        refused = raised(store.apply, [DRIVER, SOURCE, each])
+        shown.append([refused["class"], *seen()])
+    return {"seen": shown}
+
+
+def work(store: FeatureStore) -> dict[str, Any]:
+    """From definitions to features: online, for training, and saved."""
+    store.apply(OBJECTS)
+    store.materialize(NOW - timedelta(days=1), NOW + timedelta(hours=1))
+    store.materialize_incremental(NOW + timedelta(hours=2))
+    view = store.get_feature_view("driver_stats")
+    online = store.get_online_features(store.get_feature_service("everything"), [{"driver_id": 1}]).to_dict()
+    one = store.get_online_features(["driver_stats:trips"], [{"driver_id": 1}]).to_dict()
+    rows = pandas.DataFrame({"driver_id": [1], "event_timestamp": [pandas.Timestamp("2026-01-01T01:00Z")]})
+    store.create_saved_dataset(
+        store.get_historical_features(rows, store.get_feature_service("everything")),
+        "training",
+        SavedDatasetFileStorage("training.parquet"),
+        tags={"team": "rides"},
+    )
+    dataset = store.get_saved_dataset("training")
+    listed = [each.name for each in store.list_saved_datasets(tags={"team": "rides"})]
+    store.registry.delete_saved_dataset("training", store.project)
+    return {
+        "intervals": [[str(moment) for moment in each] for each in view.materialization_intervals],
+        "state": view.state.name,
+        "online": online,
+        "one": one["trips"],
+        "dataset": [sorted(dataset.features), dataset.join_keys, dataset.to_df()["trips"].tolist()],
+        "datasets": [listed, [each.name for each in store.list_saved_datasets()]],
+    }
+
+
+def label(store: FeatureStore) -> dict[str, Any]:
+    pushed = PushSource(name="pushed", batch_source=SOURCE)
+    made = LabelView(
+        name="verdicts", entities=[DRIVER], source=pushed, schema=[Field(name="fraud", dtype=Int64)], tags={"a": "b"}
+    )
+    store.apply([DRIVER, SOURCE, pushed, made])
+    registry, project = store.registry, store.project
+    found = registry.get_label_view("verdicts", project)
+    shown = {
+        "equal": found == made,
+        "source": found.source.name,
+        "listed": [each.name for each in registry.list_label_views(project, tags={"a": "b"})],
+        "views": [each.name for each in store.list_feature_views()],
+    }
+    store.delete_feature_view("verdicts")
+    return shown | {"left": registry.list_label_views(project)}
+
+
 def read(store: FeatureStore) -> dict[str, Any]:
     return {"entities": [each.name for each in store.list_entities()]}
 
@@ -220,7 +289,19 @@ def refused(store: FeatureStore) -> dict[str, Any]:
 
 SCENARIOS = {
     each.__name__: each
-    for each in (apply_and_read, change_and_delete, fail, other_objects, guard, guarded, read, refused)
+    for each in (
+        apply_and_read,
+        change_and_delete,
+        fail,
+        other_objects,
+        guard,
+        guarded,
+        versions,
+        work,
+        label,
+        read,
+        refused,
+    )
 }
 
 

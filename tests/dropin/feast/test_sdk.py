@@ -126,6 +126,41 @@ async def test_change_materialize_and_delete(repository: Callable[..., Path]) ->
     }
 
 
+async def test_versions_of_a_view(repository: Callable[..., Path]) -> None:
+    """The SDK shows no number of a view that is at its first version and was never pinned."""
+    seen = await client(repository(), "versions")
+    first, second = ["conv_rate", "trips"], ["conv_rate", "rating", "trips"]
+    assert seen["seen"] == [
+        ["", "latest", None, first],
+        ["", "latest", 1, second],
+        ["", "v0", 0, first],
+        ["", "v0", 0, first],
+        ["", "version1", 1, second],
+        ["FeatureViewPinConflict", "version1", 1, second],
+        ["", "latest", 2, first],
+    ]
+
+
+async def test_features_are_materialized_read_and_saved(repository: Callable[..., Path]) -> None:
+    seen = await client(repository(), "work")
+    assert seen == {
+        "intervals": [
+            ["2025-12-31 00:00:00+00:00", "2026-01-01 01:00:00+00:00"],
+            ["2026-01-01 01:00:00+00:00", "2026-01-01 02:00:00+00:00"],
+        ],
+        "state": "AVAILABLE_ONLINE",
+        "online": {"driver_id": [1], "conv_rate": [0.5], "trips": [3]},
+        "one": [3],
+        "dataset": [["driver_stats:conv_rate", "driver_stats:trips"], ["driver_id"], [3]],
+        "datasets": [["training"], []],
+    }
+
+
+async def test_label_views(repository: Callable[..., Path]) -> None:
+    seen = await client(repository(), "label")
+    assert seen == {"equal": True, "source": "pushed", "listed": ["verdicts"], "views": [], "left": []}
+
+
 async def test_the_sdk_raises_its_own_exceptions(repository: Callable[..., Path]) -> None:
     seen = await client(repository(), "fail")
     view = ("FeatureViewNotFoundException", "Feature view x does not exist in project rides")

@@ -123,6 +123,8 @@ class Page:
     asked: dict[str, Asked] = field(default_factory=dict)
     # Exceptions that no script caught.
     thrown: list[str] = field(default_factory=list)
+    # What the browser itself had to say, such as what a policy kept it from.
+    said: list[str] = field(default_factory=list)
     _replies: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     # How many requests there were before this page was opened.
     _before: int = 0
@@ -195,6 +197,8 @@ class Page:
             self.asked[what["requestId"]].status = what["response"]["status"]
         elif event == "Network.loadingFailed" and what["requestId"] in self.asked:
             self.asked[what["requestId"]].failure = what["errorText"]
+        elif event == "Log.entryAdded":
+            self.said.append(what["entry"]["text"])
         elif event == "Runtime.exceptionThrown":
             self.thrown.append(json.dumps(what["exceptionDetails"])[:2000])
 
@@ -217,7 +221,7 @@ async def browser(folder: Path) -> AsyncIterator[Page]:
         targets = (await page.command("Target.getTargets"))["targetInfos"]
         [target] = [each["targetId"] for each in targets if each["type"] == "page"]
         page.session = (await page.command("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
-        for domain in ("Network", "Page", "Runtime"):
+        for domain in ("Log", "Network", "Page", "Runtime"):
             await page.command(f"{domain}.enable")
         yield page
     finally:
