@@ -41,11 +41,14 @@ class Route:
     status: int = 200
     # Statuses besides those that every route has.
     errors: Sequence[int] = ()
+    streams: bool = False  # whether the RPC answers with several messages
 
     def rows(self) -> Sequence[Row]:
         """The route with and without the prefix."""
         return [
-            Row((self.method,), prefix + self.path, self.operation, self.rpc, self._request, self._answer)
+            Row(
+                (self.method,), prefix + self.path, self.operation, self.rpc, self._request, self._answer, self.streams
+            )
             for prefix in PREFIXES
         ]
 
@@ -139,10 +142,14 @@ def after_lookup(look_up: Callable[..., Any], rpc: Callable[..., Any]) -> Callab
 
 
 def together(*rpcs: Callable[..., Any]) -> Callable[..., Any]:
-    """Several RPCs as one: its message is one message for each, its reply one reply of each."""
+    """Several RPCs as one: its message is one message for each, its reply one reply of each.
 
-    async def call(messages: Sequence[Any], *, timeout: float, metadata: Metadata) -> Sequence[Any]:
-        asked = (rpc(each, timeout=timeout, metadata=metadata) for rpc, each in zip(rpcs, messages, strict=True))
+    Any other message is for the first one: the gateway asks a service about a caller whose request it could not read.
+    """
+
+    async def call(messages: Any, *, timeout: float, metadata: Metadata) -> Sequence[Any]:
+        each_its_own = messages if isinstance(messages, tuple) else (messages,)
+        asked = (rpc(each, timeout=timeout, metadata=metadata) for rpc, each in zip(rpcs, each_its_own, strict=False))
         return await asyncio.gather(*asked)
 
     return call
