@@ -37,6 +37,7 @@ STUBS = {
         "protos.gen.triglot.management.v1.management_service_pb2",
         "management",
     ),
+    "triglot.management.v1.UsageService": ("protos.gen.triglot.management.v1.usage_service_pb2", "management"),
     "triglot.identity.v1.IdentityService": ("protos.gen.triglot.identity.v1.identity_service_pb2", "management"),
 }
 

@@ -6,21 +6,25 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from chassis.inprocess import InProcessChannel
+from chassis.postgres import Database
 from chassis.settings import Settings
 from services.management.process import open_service
 from services.management.settings import ManagementSettings
 from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
+from tests.management import test_hologres
 from tests.management.brake import Brake
 from tests.management.conftest import Pai
 from tests.management.test_publish import (
     FIELDS,
     logs,
+    online,
     publish,
     until_logged,
     until_task,
@@ -28,6 +32,13 @@ from tests.management.test_publish import (
     worker,
     write,
 )
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> ManagementSettings:
+    return ManagementSettings(
+        offline_roots=(tmp_path,), lease_seconds=2, retry_seconds=0.2, datasource_hosts=("127.0.0.1", "localhost")
+    )
 
 
 @pytest.fixture
@@ -90,6 +101,33 @@ async def test_what_lasts_is_not_tried_again(
         assert why in lines[-1], lines
         assert sum("by worker" in line for line in lines) == 1
         assert not any("again in" in line for line in lines)
+
+
+async def test_a_source_that_comes_back(
+    *, caller: Pai, settings: Settings, database: Database, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    """Where the table is nobody answers for a while: the task waits, longer each time, and then goes on."""
+    await database.execute(
+        "CREATE TABLE facts AS SELECT n::bigint AS id, 0.5::float8 AS x FROM generate_series(1, 3) n"
+    )
+    ids = await test_hologres.project(caller, settings, tmp_path, "FeatureDB")
+    source = {"RegisterTable": "facts", "RegisterDatasourceId": ids["hologres"], "Fields": FIELDS}
+    view = await test_hologres.view_of(caller, ids, **source)
+    uri, config = test_hologres.place(settings)
+
+    async def listening_at(port: int) -> None:
+        shown = orjson.dumps({**config, "port": port}).decode()
+        await caller.answer("UpdateDatasource", DatasourceId=ids["hologres"], Name="hologres", Uri=uri, Config=shown)
+
+    task = await publish(caller, view)
+    await listening_at(1)
+    async with worker(settings, own.model_copy(update={"task_attempts": 50}), serving):
+        await until_logged(caller, task, "again in 0.4 s")
+        await listening_at(config["port"])
+        await until_task(caller, task, "Success")
+    lines = await logs(caller, task)
+    assert any("attempt 1 failed" in line and line.endswith("again in 0.2 s") for line in lines), lines
+    assert [row["user_id"] for row in await online(caller, view, 1, 3)] == [1, 3]
 
 
 async def test_lists_of_tasks(caller: Pai, tmp_path: Path) -> None:
