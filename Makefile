@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python
 INSTALL := install -qq --require-hashes
-DROPINS := feast hopsworks pai
+DROPINS := feast hopsworks hsfs pai
 # Tests run in so many processes, each with servers of its own.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
@@ -14,7 +14,7 @@ ARGS ?=
 
 .PHONY: help run test check install install-dev dropin-environments verify fix clean \
 	verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
-	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving
+	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-memory bench-publish
 
 help: ## Print this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -98,8 +98,14 @@ endef
 bench-registry: install .venv-feast-bench/.ready ## Triglot's registry beside Feast's (ARGS="--only triglot" and the like)
 	$(BIN)/python -m benchmarks.registry $(ARGS)
 
-bench-serving: install ## Feature vectors over REST, under wrk (ARGS="--rounds 10" and the like)
+bench-serving: install .venv-feast-bench/.ready ## Feature vectors beside Feast's (ARGS="--rounds 10" and the like)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-memory: install .venv-feast-bench/.ready ## Bytes of Redis for a row, in Triglot's layout and in Feast's (ARGS="--rows 50000")
+	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-publish: install ## Parquet into online rows by PAI's publish: rows/s, memory, workers (ARGS="--rows 200000")
+	$(BIN)/python -m benchmarks.publish $(ARGS)
 
 clean: ## Remove environments and caches (not the data in .triglot)
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

@@ -333,6 +333,7 @@ def publish(client: Caller, asked: dict[str, Any]) -> dict[str, Any]:
     seen["merged"] = online(client, instance, view, ["1", "3", "4"])
     seen["view"] = client.get_feature_view(instance, view).body.to_map()
     seen["imported"] = imported(client, instance, ids, asked["csv"])
+    seen["exported"] = exported(client, instance, ids)
     task = seen["overwrite"]["task_id"]
     seen["logs"] = client.list_task_logs(instance, task, models.ListTaskLogsRequest(page_size=100)).body.logs
     seen["tasks"] = client.list_tasks(
@@ -374,6 +375,42 @@ def imported(client: Caller, instance: str, ids: dict[str, str], path: str) -> d
     task = ended(client, instance, client.write_feature_view_table(instance, view, request).body.task_id)
     published(client, instance, view, "Overwrite", day)
     return {"task": task, "online": online(client, instance, view, ["1", "2"])}
+
+
+def exported(client: Caller, instance: str, ids: dict[str, str]) -> dict[str, Any]:
+    """Make a training set of a day's labels and another day's users; the task, and the model feature."""
+    fields = (("uid", "INT64", []), ("clicked", "INT32", ["LabelField"]), ("ds", "STRING", ["Partition"]))
+    label = client.create_label_table(
+        instance,
+        models.CreateLabelTableRequest(
+            project_id=ids["project"], datasource_id=ids["datasource"], name="labels",
+            fields=[
+                models.CreateLabelTableRequestFields(name=name, type=kind, attributes=attributes)
+                for name, kind, attributes in fields
+            ],
+        ),
+    ).body.label_table_id  # fmt: skip
+    feature = models.CreateModelFeatureRequestFeatures(feature_view_id=ids["feature_view"], name="age", type="INT32")
+    model = client.create_model_feature(
+        instance,
+        models.CreateModelFeatureRequest(
+            project_id=ids["project"], name="ranking", label_table_id=label, features=[feature]
+        ),
+    ).body.model_feature_id
+    of_users = models.FeatureViewConfigValue(
+        partitions={"ds": models.FeatureViewConfigValuePartitionsValue(value="20230820")}, equal=False
+    )
+    request = models.ExportModelFeatureTrainingSetTableRequest(
+        label_input_config=models.ExportModelFeatureTrainingSetTableRequestLabelInputConfig(
+            partitions={"ds": {"Value": "20230821"}}
+        ),
+        feature_view_config={"profile": of_users},
+        training_set_config=models.ExportModelFeatureTrainingSetTableRequestTrainingSetConfig(
+            partitions={"ds": {"Value": "20230821"}}
+        ),
+    )
+    task = client.export_model_feature_training_set_table(instance, model, request).body.task_id
+    return {"task": ended(client, instance, task), "model": client.get_model_feature(instance, model).body.to_map()}
 
 
 def ended(client: Caller, instance: str, task_id: str) -> dict[str, Any]:
