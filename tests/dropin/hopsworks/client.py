@@ -3,16 +3,18 @@
 Stubbed is what asks a Hopsworks cluster for its address and token, nothing else: requests, parsing and the conversion
 of values are the shipped code.
 
-    client.py '{"port": .., "key": .., "features": [[name, type, group id], ..], "serving_keys": [..]}'
+    client.py '{"port": .., "key": .., "view": .., "features": [[name, type, group id], ..], "serving_keys": [..], ..}'
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import calls
+from calls import FeatureGroup, failed
 from hopsworks_common import client
 from hopsworks_common.client import online_store_rest_client as rest
 from hopsworks_common.core.variable_api import VariableApi
@@ -22,7 +24,7 @@ from hsfs.core.vector_server import VectorServer
 from hsfs.serving_key import ServingKey
 from hsfs.training_dataset_feature import TrainingDatasetFeature
 
-STORE, VIEW, VERSION = "shop", "everything", 1
+STORE, VIEW, VERSION = calls.STORE, "everything", calls.VERSION
 
 
 class Auth:
@@ -42,30 +44,13 @@ class Cluster:
         return None
 
 
-class FeatureGroup:
-    """What the client wants to know of a feature group."""
-
-    def __init__(self, group_id: int) -> None:
-        self.id = group_id
-        self._id = group_id
-        self.features: list[Any] = []
-        self.prefix = None
-        self.online_enabled = True
-        self.name, self.version, self.feature_store_name = f"g{group_id}", 1, STORE
-        self.embedding_index = None
-
-    def _get_feature_avro_schema(self, name: str) -> str:
-        """Only asked for: over REST complex values are plain JSON."""
-        return '["null","string"]'
-
-
-def connect(port: int, key: str) -> None:
+def connect(port: int, key: str, **config: Any) -> None:
     Auth._token = key
     client._client = Cluster()
     VariableApi._get_loadbalancer_external_domain = lambda *_: "127.0.0.1"  # type: ignore[method-assign]
     VariableApi._get_service_discovery_domain = lambda *_: "127.0.0.1"  # type: ignore[method-assign]
     rest._online_store_rest_client = None
-    config = {"host": "127.0.0.1", "port": port, "use_ssl": False, "verify_certs": False, "timeout": 10}
+    config = {"host": "127.0.0.1", "port": port, "use_ssl": False, "verify_certs": False, "timeout": 60, **config}
     rest._init_or_reset_online_store_rest_client(optional_config=config)
 
 
@@ -80,77 +65,57 @@ def vector_server(features: list[TrainingDatasetFeature], engine: Any, keys: lis
     return server
 
 
-def shown(value: Any) -> Any:
-    """A value with its type, as JSON."""
-    if isinstance(value, (list, tuple)):
-        return [shown(each) for each in value]
-    if isinstance(value, dict):
-        return {name: shown(each) for name, each in value.items()}
-    if isinstance(value, (datetime.date, datetime.datetime)):
-        return {type(value).__name__: value.isoformat()}
-    return {"bytes": value.hex()} if isinstance(value, bytes) else value
+class Hopsworks:
+    """See calls.Client."""
 
+    def __init__(self, given: dict[str, Any], view: str) -> None:
+        self._given = given
+        groups = {group_id: FeatureGroup(group_id) for _, _, group_id in given["features"]}
+        self._features = [
+            TrainingDatasetFeature(name, type=hive, index=index, featuregroup=groups[group_id])
+            for index, (name, hive, group_id) in enumerate(given["features"])
+        ]
+        keys = [
+            ServingKey(
+                each["feature_name"], each["join_index"], groups[each["group_id"]], each["required"], each["prefix"]
+            )
+            for each in given["serving_keys"]
+        ]
+        self._engine = OnlineStoreRestClientEngine(STORE, view, VERSION, self._features)
+        self._server = vector_server(self._features, self._engine, keys)
 
-def failed(call: Any) -> dict[str, Any]:
-    try:
-        call()
-    except Exception as error:
-        return {"type": type(error).__name__, "text": str(error)}
-    return {}
+    def connect(self, key: str, **config: Any) -> None:
+        connect(config.pop("port"), key, **config)
 
+    def raw(self, payload: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = OnlineStoreRestClientApi()._get_single_raw_feature_vector(payload)
+        return found
 
-def failed_with_a_wrong_key(port: int, engine: OnlineStoreRestClientEngine) -> dict[str, Any]:
-    connect(port, "0123456789abcdef.wrong")
-    return failed(lambda: engine._get_single_feature_vector({"id": 1}))
+    def single(self, entry: calls.Entry, **options: Any) -> Any:
+        return self._engine._get_single_feature_vector(entry, **options)
+
+    def batch(self, entries: Sequence[calls.Entry], **options: Any) -> Any:
+        return self._engine._get_batch_feature_vectors(list(entries), **options)
+
+    def of_view(self, name: str) -> Hopsworks:
+        return Hopsworks(self._given, name)
+
+    def vector(self, entry: calls.Entry, *, allow_missing: bool = True) -> Any:
+        return self._server._get_feature_vector(entry, "list", allow_missing=allow_missing)
+
+    def vectors(self, entries: Sequence[calls.Entry]) -> Any:
+        return self._server._get_feature_vectors(
+            list(entries), "list", passed_features=[], vector_db_features=[], allow_missing=True
+        )
 
 
 def main(given: dict[str, Any]) -> dict[str, Any]:
-    connect(given["port"], given["key"])
-    groups = {group_id: FeatureGroup(group_id) for _, _, group_id in given["features"]}
-    features = [
-        TrainingDatasetFeature(name, type=hive, index=index, featuregroup=groups[group_id])
-        for index, (name, hive, group_id) in enumerate(given["features"])
-    ]
-    keys = [
-        ServingKey(each["feature_name"], each["join_index"], groups[each["group_id"]], each["required"], each["prefix"])
-        for each in given["serving_keys"]
-    ]
-    engine = OnlineStoreRestClientEngine(STORE, VIEW, VERSION, features)
-    server = vector_server(features, engine, keys)
-    api = OnlineStoreRestClientApi()
-    payload = {
-        "featureStoreName": STORE,
-        "featureViewName": VIEW,
-        "featureViewVersion": VERSION,
-        "options": {"validatePassedFeatures": False, "includeDetailedStatus": True},
-    }
-    # 5.2.1 itself fails to encode a date key; older ones send it as milliseconds.
-    day_ms = 1_642_982_400_000
-    return {
-        "raw": api._get_single_raw_feature_vector(payload | {"entries": {"id": 1}}),
-        "single": shown(engine._get_single_feature_vector({"id": 1})),
-        "values": shown(engine._get_single_feature_vector({"id": 1}, return_type="feature_value_list")),
-        "missing": shown(engine._get_single_feature_vector({"id": 99})),
-        "dropped": shown(engine._get_single_feature_vector({"id": 99}, drop_missing=True)),
-        "batch": shown(engine._get_batch_feature_vectors([{"id": 1}, {"id": 99}, {"id": "2"}])),
-        "batch_dropped": shown(engine._get_batch_feature_vectors([{"id": 99}, {"id": 2}], drop_missing=True)),
-        "batch_with_an_error": shown(engine._get_batch_feature_vectors([{"id": 1}, {"nothing": 1}])),
-        "list": shown(server._get_feature_vector({"id": 1}, "list", allow_missing=True)),
-        "lists": shown(
-            server._get_feature_vectors(
-                [{"id": 1}, {"id": 2}], "list", passed_features=[], vector_db_features=[], allow_missing=True
-            )
-        ),
-        "nothing": shown(server._get_feature_vector({"id": 99}, "list", allow_missing=False)),
-        "by_date": api._get_single_raw_feature_vector(
-            payload | {"featureViewName": "by_day", "entries": {"day": day_ms}}
-        ),
-        "wrong_type": failed(lambda: engine._get_single_feature_vector({"id": "x"})),
-        "wrong_name": failed(lambda: engine._get_single_feature_vector({"nothing": 1})),
-        "wrong_view": failed(
-            lambda: OnlineStoreRestClientEngine(STORE, "other", VERSION, features)._get_single_feature_vector({"id": 1})
-        ),
-        "wrong_key": failed_with_a_wrong_key(given["port"], engine),
+    hopsworks = Hopsworks(given, given["view"])
+    return calls.everything(hopsworks, given) | {
+        "dropped": calls.shown(hopsworks.single({"id": 99}, drop_missing=True)),
+        "batch_dropped": calls.shown(hopsworks.batch([{"id": 99}, {"id": 2}], drop_missing=True)),
+        "nothing": calls.shown(hopsworks.vector({"id": 99}, allow_missing=False)),
+        "wrong_name": failed(lambda: hopsworks.single({"nothing": 1})),
     }
 
 

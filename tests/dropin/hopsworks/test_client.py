@@ -1,6 +1,6 @@
-"""The `hopsworks` 5.2.1 client, unmodified, in its own environment and process, against real ports.
+"""The `hopsworks` 5.2.1 and `hsfs` 3.7.9 clients, unmodified, each in its own environment, against real ports.
 
-Needs .venv-hopsworks, made from requirements.lock next to this file. Without it the tests fail.
+Needs .venv-hopsworks and .venv-hsfs, made from their requirements.lock. Without them the tests fail.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests import certificates
+from tests.certificates import Certificate
 from tests.conftest import Servers
+from tests.dropin.hopsworks.conftest import Ports
 from tests.serving.conftest import Client
 
-RunClient = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+RunClient = Callable[..., Awaitable[dict[str, Any]]]
 
 pytestmark = pytest.mark.dropin
 
@@ -38,27 +41,37 @@ SEEN = [
 NAMES = list(COLUMNS)
 
 
+# 3.7.9 takes no fraction of a second.
+WITHOUT_FRACTIONS = [name for name in NAMES if name != "exact"]
+
+
 @pytest.fixture
-async def seen(serving: tuple[Client, int], servers: Servers, run_client: RunClient) -> dict[str, Any]:
-    """What the client saw of two views: `everything` over two groups joined on their key, `by_day` keyed by a date."""
-    client, port = serving
+async def given(
+    listening: tuple[Client, Ports],
+    servers: Servers,
+    certificate: Certificate,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """Views `everything` and, without fractions, `seconds` over two groups joined on their key; `by_day`, of a date."""
+    client, ports = listening
     left = await client.group("everything", COLUMNS, ["id"], store="shop")
     right = await client.group("more", {"id": "bigint", "x": "int"}, ["id"], store="shop")
     days = await client.group("days", {"day": "date", "x": "int"}, ["day"], store="shop")
     await client.write(left, [ROW, {**dict.fromkeys(COLUMNS), "id": 2}])
     await client.write(right, [{"id": 1, "x": 5}, {"id": 2, "x": 6}])
     await client.write(days, [{"day": ROW["day"], "x": 7}])
-    view = await client.view(
-        "everything",
-        [{"group": "everything"}, {"group": "more", "on": [("id", "id")]}],
-        [*((0, name) for name in COLUMNS), (1, "x")],
-        store="shop",
-    )
+    joins = [{"group": "everything"}, {"group": "more", "on": [("id", "id")]}]
+    for name, columns in (("everything", NAMES), ("seconds", WITHOUT_FRACTIONS)):
+        view = await client.view(name, joins, [*((0, column) for column in columns), (1, "x")], store="shop")
     await client.view("by_day", [{"group": "days"}], [(0, "day"), (0, "x")], store="shop")
     ids = [left.id, right.id]
-    given = {
-        "port": port,
+    return {
+        "port": ports.plain,
+        "tls_port": ports.tls,
+        "authority": str(certificate.certificate),
+        "other_authority": str(certificates.make(tmp_path_factory.mktemp("other")).certificate),
         "key": servers.admin_key,
+        "view": "everything",
         "features": [*([name, hive, left.id] for name, hive in COLUMNS.items()), ["x", "int", right.id]],
         "serving_keys": [
             {
@@ -71,39 +84,70 @@ async def seen(serving: tuple[Client, int], servers: Servers, run_client: RunCli
             for key in view.serving_keys
         ],
     }
-    return await run_client("client.py", given)
 
 
-async def test_the_client_reads_vectors(seen: dict[str, Any]) -> None:
-    """One process of the client, many calls: starting it takes seconds."""
+# One process of the client, many calls: starting it takes seconds.
+
+
+async def test_hopsworks_reads_vectors(given: dict[str, Any], run_client: RunClient) -> None:
+    seen = await run_client("client.py", given)
     # The engine hands on timestamps as text; the vector server makes them what they are.
     plain = [*SEEN[:3], "2022-01-24 13:05:00", "2022-01-24 13:05:00.123456", *SEEN[5:]]
-    whole = dict(zip([*NAMES, "x"], [*plain, 5], strict=True))
-    second = dict.fromkeys(NAMES) | {"id": 2, "x": 6}
+    check(seen, NAMES, plain, SEEN)
     nothing = dict.fromkeys([*NAMES, "x"])
+    assert seen["dropped"] == {}
+    assert seen["batch_dropped"] == [{}, nothing | {"id": 2, "x": 6}]
+    assert seen["nothing"] is None
+    check_refusals(seen, "wrong_type", "wrong_name", "wrong_view", "wrong_key")
+
+
+async def test_hsfs_reads_vectors(given: dict[str, Any], run_client: RunClient) -> None:
+    features = [each for each in given["features"] if each[0] != "exact"]
+    older = given | {"view": "seconds", "features": features, "all": given["features"]}
+    seen = await run_client("client.py", older, "hsfs")
+    # It leaves dates and binary values as they come, and makes timestamps in the engine already.
+    values = [1, "one", "2022-01-24", SEEN[3], 10.0, 1.5, 1, "AP8=", *SEEN[9:]]
+    check(seen, WITHOUT_FRACTIONS, values, values)
+    nothing = dict.fromkeys([*WITHOUT_FRACTIONS, "x"])
+    assert seen["passed"] == nothing | {"id": 99, "name": "mine", "x": 7}
+    assert seen["batch_passed"] == [seen["passed"], seen["single"]]
+    assert seen["metadata"]["metadata"] == [{"featureName": name, "featureType": hive} for name, hive, _ in features]
+    assert seen["wrong_name"] == nothing
+    # The client's own: it was written for columns without fractions.
+    assert (seen["fraction"]["type"], "unconverted data" in seen["fraction"]["text"]) == ("ValueError", True)
+    check_refusals(seen, "wrong_type", "wrong_view", "wrong_key")
+
+
+def check(seen: dict[str, Any], names: list[str], of_engine: list[Any], of_server: list[Any]) -> None:
+    """What all versions agree on."""
+    whole = dict(zip([*names, "x"], [*of_engine, 5], strict=True))
+    nothing = dict.fromkeys([*names, "x"])
+    second = nothing | {"id": 2, "x": 6}
+    batch = [whole, nothing | {"id": 99}, second | {"id": "2"}]
 
     assert seen["raw"]["status"] == "COMPLETE"
     assert [each["httpStatus"] for each in seen["raw"]["detailedStatus"]] == [200, 200]
     assert seen["single"] == whole
     assert seen["values"] == list(whole.values())
-    assert seen["list"] == [*SEEN, 5]
-    assert seen["lists"] == [[*SEEN, 5], list(second.values())]
-    assert seen["batch"] == [whole, nothing | {"id": 99}, second | {"id": "2"}]
+    assert seen["list"] == [*of_server, 5]
+    assert seen["lists"] == [[*of_server, 5], list(second.values())]
+    assert seen["batch"] == batch
     # A date key arrives as milliseconds, and is echoed as it came.
     assert seen["by_date"]["features"] == [1_642_982_400_000, 7]
-
     assert seen["missing"] == nothing | {"id": 99}
-    assert seen["dropped"] == {}
-    assert seen["batch_dropped"] == [{}, second]
     assert seen["batch_with_an_error"] == [whole, nothing]
-    assert seen["nothing"] is None
+    assert (seen["tls"]["single"], seen["tls"]["batch"]) == (whole, batch)
+    assert "CERTIFICATE_VERIFY_FAILED" in seen["tls"]["strange"]["text"]
 
-    for case, texts in {
+
+def check_refusals(seen: dict[str, Any], *cases: str) -> None:
+    texts = {
         "wrong_type": ("HTTP code: 415", '"code":10', "Wrong data type."),
         "wrong_name": ("HTTP code: 400", '"code":12', "Incorrect primary key."),
         "wrong_view": ("HTTP code: 400", '"code":1,', "Feature view does not exist."),
         "wrong_key": ("HTTP code: 401", "apikey"),
-    }.items():
+    }
+    for case in cases:
         assert seen[case]["type"] == "RestAPIError"
-        for text in texts:
+        for text in texts[case]:
             assert text in seen[case]["text"], case
