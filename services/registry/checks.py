@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -16,6 +16,8 @@ from protos.gen.feast.core.DataSource_pb2 import DataSource
 from protos.gen.triglot.registry.v1 import object_pb2
 from services.registry import kinds, visits
 from services.registry.kinds import Kind
+
+M = TypeVar("M", bound=Message)
 
 # Index entries hold a project, a view and a feature; PostgreSQL takes 2,704 bytes for one entry.
 MAX_NAME_BYTES = 1000
@@ -260,6 +262,13 @@ def too_large(limit_bytes: int) -> errors.ResourceExhausted:
         reason="ANSWER_TOO_LARGE",
         limit_bytes=limit_bytes,
     )
+
+
+def sized(answer: M, limit_bytes: int) -> M:
+    """An answer, unless it is larger than a message: that is a ResourceExhausted."""
+    if answer.ByteSize() > limit_bytes:
+        raise too_large(limit_bytes)
+    return answer
 
 
 def visit(request: Any) -> None:

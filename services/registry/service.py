@@ -295,12 +295,13 @@ class RegistryServicer(RegistryServerServicer):
         self, request: rpc.GetRegistryLineageRequest, context: Any
     ) -> rpc.GetRegistryLineageResponse:
         direct, indirect = [await self._edges(request, indirect=wanted) for wanted in (False, True)]
-        return rpc.GetRegistryLineageResponse(
+        response = rpc.GetRegistryLineageResponse(
             relationships=_relations(edge for _, edge in direct.edges),
             indirect_relationships=_relations(edge for _, edge in indirect.edges),
             relationships_pagination=_pagination(direct.total, request),
             indirect_relationships_pagination=_pagination(indirect.total, request),
         )
+        return checks.sized(response, self._max_message_bytes)
 
     async def GetObjectRelationships(
         self, request: rpc.GetObjectRelationshipsRequest, context: Any
@@ -311,9 +312,10 @@ class RegistryServicer(RegistryServerServicer):
         edges = around.get(key, ())
         page, limit = _page_of(request)
         shown = edges[(page - 1) * limit : page * limit] if page else edges
-        return rpc.GetObjectRelationshipsResponse(
+        response = rpc.GetObjectRelationshipsResponse(
             relationships=_relations(shown), pagination=_pagination(len(edges), request)
         )
+        return checks.sized(response, self._max_message_bytes)
 
     # ---- infra, materialization, batches ----
 
@@ -335,12 +337,16 @@ class RegistryServicer(RegistryServerServicer):
         """Everything but protected projects, with the project in each object, up to the size of a message."""
         registry = Registry()
         size = 0
-        async with aclosing(self._store.everything(tuple(_REGISTRY_FIELDS))) as everything:
-            async for found in everything:
-                size += len(found.content)
-                if size > self._max_message_bytes:
-                    raise checks.too_large(self._max_message_bytes)
-                getattr(registry, _REGISTRY_FIELDS[found.kind]).add().MergeFromString(found.content)
+        async with self._store.snapshot() as snapshot:
+            for kind, field in _REGISTRY_FIELDS.items():
+                objects = getattr(registry, field)
+                async with aclosing(snapshot.batches(Listing(kind, hide_protected=True))) as batches:
+                    async for batch in batches:
+                        size += sum(len(found.content) for found in batch)
+                        if size > self._max_message_bytes:
+                            raise checks.too_large(self._max_message_bytes)
+                        for found in batch:
+                            objects.add().MergeFromString(found.content)
         for project in await self._store.projects([each.spec.name for each in registry.projects]):
             registry.project_metadata.add(project=project.name, project_uuid=project.uuid)
             updated = max(registry.last_updated.ToDatetime(UTC), project.updated)

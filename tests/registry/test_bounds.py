@@ -28,7 +28,7 @@ from services.registry.access import Access
 from services.registry.process import open_service
 from services.registry.settings import RegistrySettings
 from tests.registry.conftest import Registry
-from tests.registry.test_objects import applies, view
+from tests.registry.test_objects import applies, apply_view, view
 
 LIMIT_BYTES = 8192
 TAGS, HALF = {"t": "x" * 5000}, {"t": "x" * 2500}
@@ -119,6 +119,42 @@ async def test_contents_of_projects(tight: Registry, read: list[int]) -> None:
     await too_large(tight, tight.rendered.GetProjectContents, rpc.GetProjectContentsRequest(project="wide"))
     assert max(read) < OBJECTS
     await too_large(tight, tight.rendered.ListProjectContents, rpc.ListProjectContentsRequest())
+
+
+async def test_lineage(registry: Registry, settings: Settings) -> None:
+    """Relationships have no size of their own: what is too much is said when it is known."""
+    await apply_view(registry, view("stats", *(f"feature_{number}" for number in range(60))), "wide")
+    small = settings.model_copy(update={"max_message_bytes": 1024})
+    ends = {"object_type": "featureView", "object_name": "stats"}
+    stats = object_pb2.ObjectReference(type="featureView", name="stats")
+    async with open_service(small, RegistrySettings()) as services:
+        channel = InProcessChannel(services)
+        tight = Registry(RegistryServerStub(channel), RegistryServiceStub(channel), registry.metadata)
+        pages = {"page": 1, "limit": 5}
+        theirs = {"pagination": feast.PaginationParams(**pages)}
+        for method, request, paged in (
+            (tight.feast.GetRegistryLineage, feast.GetRegistryLineageRequest(project="wide"), theirs),
+            (
+                tight.feast.GetObjectRelationships,
+                feast.GetObjectRelationshipsRequest(project="wide", **ends),
+                theirs,
+            ),
+            (tight.rendered.ListRelationships, rpc.ListRelationshipsRequest(project="wide"), pages),
+            (
+                tight.rendered.ListObjectRelationships,
+                rpc.ListObjectRelationshipsRequest(project="wide", object=stats),
+                pages,
+            ),
+        ):
+            with pytest.raises(errors.ResourceExhausted) as raised:
+                await tight(method, request)
+            assert raised.value.reason == "ANSWER_TOO_LARGE"
+            for field, value in paged.items():
+                if isinstance(value, int):
+                    setattr(request, field, value)
+                else:
+                    request.pagination.CopyFrom(value)
+            assert len((await tight(method, request)).relationships) == 5
 
 
 async def test_engines_and_jobs_read_no_more_than_they_show(

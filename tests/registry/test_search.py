@@ -182,6 +182,10 @@ async def test_search_uses_its_index(filled: Database) -> None:  # noqa: F811 - 
     plan = await explain(filled, QUERIES.search_matching, ["p1", "p2"], KINDS, "{}", "%view1999%", [])
     assert "object_search" in plan
     assert "Seq Scan" not in plan
+    # Without a query all objects are found, and counted; of those with a tag an index tells.
+    plan = await explain(filled, QUERIES.search_everything, ["p1", "p2"], KINDS, '{"team": "team7"}')
+    assert "object_tags" in plan
+    assert "Seq Scan" not in plan
     similar = QUERIES.search_similar.rstrip(";")
     plan = await explain(filled, similar, ["p1", "p2"], KINDS, "{}", "veiw1999", "%veiw1999%")
     assert "object_search" in plan

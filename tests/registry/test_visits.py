@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import httpx2
 import pytest
 
 from chassis import calls, errors
@@ -23,11 +24,15 @@ from services.registry.queries import QUERIES
 from services.registry.settings import RegistrySettings
 from tests.chassis import test_oidc
 from tests.chassis.test_oidc import Provider
+from tests.registry import test_rest
 from tests.registry.conftest import Registry
 from tests.registry.test_indexes import explain
 from tests.registry.test_objects import apply_entity
+from tests.registry.test_rest import get
+from tests.registry.test_storm import held
 
 provider = test_oidc.provider
+http = test_rest.http
 
 
 @pytest.fixture
@@ -202,6 +207,21 @@ async def test_under_strict_nobody_learns_by_a_visit_that_a_project_is_there(
         assert await names(ann) == []
     # It was remembered, for the day on which ann may read the project.
     assert await database.fetchval("SELECT string_agg(project, ',') FROM registry.visit") == "a"
+
+
+async def test_a_request_does_not_wait_for_its_visit(
+    http: httpx2.AsyncClient, registry: Registry, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing can be written about visits everything is answered; afterwards all of it is known."""
+    monkeypatch.setattr(visits, "FLUSH_SECONDS", 0)
+    await apply_entity(registry, "a")
+    async with held(database, "visit") as waiting:
+        await get(http, "/entities/driver?project=a")
+        await waiting(1)
+        await get(http, "/entities/driver?project=a")
+        await get(http, "/metrics/resource_counts?project=a")
+    found = await get(http, "/metrics/recently_visited?project=a")
+    assert [each["path"] for each in found["visits"]] == ["/api/v1/entities/driver"] * 2
 
 
 @pytest.mark.parametrize(
