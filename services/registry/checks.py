@@ -31,6 +31,8 @@ MAX_TAG_VALUE_BYTES = 10_000
 MAX_TAGS_BYTES = 100_000
 # A view's features are rendered in one go, during which the process does nothing else.
 MAX_FEATURES = 10_000
+# A server of Feast reads no larger message, and lists are read some hundred objects at a time.
+MAX_OBJECT_BYTES = 4 << 20
 # Clients read messages of up to 100 levels, and lists put objects into other messages.
 MAX_LEVELS = 32
 MAX_VERSION = 1_000_000_000
@@ -140,6 +142,8 @@ def applied(kind: Kind, message: Any) -> None:
     """An object to create or replace. What passes can be shown as JSON and stored as text."""
     texts_and_times(message)
     spec = kind.spec(message)
+    if message.ByteSize() > MAX_OBJECT_BYTES:
+        raise errors.InvalidArgument(f"{kind.label} has at most {MAX_OBJECT_BYTES} bytes", field=kind.name)
     _name(spec.name, "name", kind.label, MAX_PROJECT_BYTES if kind is kinds.PROJECT else MAX_NAME_BYTES)
     _tags(spec.tags, kind.label)
     if kind.is_view:

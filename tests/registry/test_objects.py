@@ -245,6 +245,10 @@ BAD = {
         rpc.ApplyFeatureViewRequest(feature_view=view("a", "f", "f"), project="demo"),
     ),
     "a source of no type": ("DataSource", rpc.ApplyDataSourceRequest(data_source={"name": "s"}, project="demo")),
+    "more than a server of Feast reads": (
+        "Entity",
+        rpc.ApplyEntityRequest(entity=entity("a", description="x" * (4 << 20)), project="demo"),
+    ),
     "a permission to nothing": (
         "Permission",
         rpc.ApplyPermissionRequest(permission={"spec": {"name": "p"}}, project="demo"),

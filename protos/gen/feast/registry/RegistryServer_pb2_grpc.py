@@ -51,7 +51,9 @@ class RegistryServerStub:
     that does not exist creates the project.
     - Get and Delete fail with NOT_FOUND if there is no such object.
     - List answers with an empty list if there is nothing, or no such project.
-    Objects that the caller may not see are left out.
+    Objects that the caller may not see are left out. A list, or the whole
+    registry, that is larger than the largest message fails with
+    RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for pages.
     - Errors carry a JSON object in the status details, {"module", "class",
     "message"}, from which the Feast SDK raises the exception of that name.
     A denied call fails with PERMISSION_DENIED.
@@ -361,7 +363,9 @@ class RegistryServerServicer:
     that does not exist creates the project.
     - Get and Delete fail with NOT_FOUND if there is no such object.
     - List answers with an empty list if there is nothing, or no such project.
-    Objects that the caller may not see are left out.
+    Objects that the caller may not see are left out. A list, or the whole
+    registry, that is larger than the largest message fails with
+    RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for pages.
     - Errors carry a JSON object in the status details, {"module", "class",
     "message"}, from which the Feast SDK raises the exception of that name.
     A denied call fails with PERMISSION_DENIED.
@@ -1089,7 +1093,9 @@ class RegistryServer:
     that does not exist creates the project.
     - Get and Delete fail with NOT_FOUND if there is no such object.
     - List answers with an empty list if there is nothing, or no such project.
-    Objects that the caller may not see are left out.
+    Objects that the caller may not see are left out. A list, or the whole
+    registry, that is larger than the largest message fails with
+    RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for pages.
     - Errors carry a JSON object in the status details, {"module", "class",
     "message"}, from which the Feast SDK raises the exception of that name.
     A denied call fails with PERMISSION_DENIED.

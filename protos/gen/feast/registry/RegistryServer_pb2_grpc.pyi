@@ -52,7 +52,9 @@ class RegistryServerStub:
       that does not exist creates the project.
     - Get and Delete fail with NOT_FOUND if there is no such object.
     - List answers with an empty list if there is nothing, or no such project.
-      Objects that the caller may not see are left out.
+      Objects that the caller may not see are left out. A list, or the whole
+      registry, that is larger than the largest message fails with
+      RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for pages.
     - Errors carry a JSON object in the status details, {"module", "class",
       "message"}, from which the Feast SDK raises the exception of that name.
       A denied call fails with PERMISSION_DENIED.
@@ -238,7 +240,9 @@ class RegistryServerAsyncStub(RegistryServerStub):
       that does not exist creates the project.
     - Get and Delete fail with NOT_FOUND if there is no such object.
     - List answers with an empty list if there is nothing, or no such project.
-      Objects that the caller may not see are left out.
+      Objects that the caller may not see are left out. A list, or the whole
+      registry, that is larger than the largest message fails with
+      RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for pages.
     - Errors carry a JSON object in the status details, {"module", "class",
       "message"}, from which the Feast SDK raises the exception of that name.
       A denied call fails with PERMISSION_DENIED.
@@ -420,7 +424,9 @@ class RegistryServerServicer(metaclass=_abc_1.ABCMeta):
       that does not exist creates the project.
     - Get and Delete fail with NOT_FOUND if there is no such object.
     - List answers with an empty list if there is nothing, or no such project.
-      Objects that the caller may not see are left out.
+      Objects that the caller may not see are left out. A list, or the whole
+      registry, that is larger than the largest message fails with
+      RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for pages.
     - Errors carry a JSON object in the status details, {"module", "class",
       "message"}, from which the Feast SDK raises the exception of that name.
       A denied call fails with PERMISSION_DENIED.
