@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from chassis import calls, errors
+from chassis.readiness import Need
 from chassis.settings import Settings
 
 
@@ -29,3 +33,15 @@ def open_channel(target: str, settings: Settings) -> grpc.aio.Channel:
         credentials = grpc.ssl_channel_credentials(Path(settings.tls_authority).read_bytes())
         return grpc.aio.secure_channel(target, credentials, options=options)
     return grpc.aio.insecure_channel(target, options=options)
+
+
+def health_of(channel: grpc.aio.Channel, service: str) -> Need:
+    """Asks the other side whether its service of this full name can do its work. Raises Unavailable if not."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+
+    async def ask() -> None:
+        reply = await calls.invoke(stub.Check, health_pb2.HealthCheckRequest(service=service))
+        if reply.status != health_pb2.HealthCheckResponse.SERVING:
+            raise errors.Unavailable(f"{service} cannot do its work")
+
+    return ask

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _START_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
+_VOUCHED_SECONDS = 2.0
 
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 _UNREACHABLE = (
@@ -52,6 +53,7 @@ class Database:
         self._pool = pool
         self._timeout_seconds = timeout_seconds
         self._constraints = constraints
+        self._answered = float("-inf")
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -61,6 +63,7 @@ class Database:
             async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
                 translated = self._translated
                 yield connection
+                self._answered = time.monotonic()
         except _CAUGHT as error:
             raise translated(error) from error
 
@@ -90,6 +93,14 @@ class Database:
         """Run one statement; its command tag (`UPDATE 3`)."""
         async with self.connection() as connection:
             return await connection.execute(query, *arguments)
+
+    async def ping(self) -> None:
+        """Raises Unavailable if PostgreSQL does not answer.
+
+        Whoever just got an answer vouches for it, so that a pool that is merely busy is not waited for.
+        """
+        if time.monotonic() - self._answered > _VOUCHED_SECONDS:
+            await self.execute("SELECT 1")
 
     async def close(self) -> None:
         """Close all connections, waiting a few seconds for those in use."""

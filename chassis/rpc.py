@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
@@ -17,6 +17,7 @@ import grpc
 from chassis import calls, errors
 from chassis.limits import Overload
 from chassis.principals import Principal
+from chassis.readiness import Needs
 from chassis.telemetry import log, rpc_in_flight, rpc_seconds
 
 Metadata = Mapping[str, str | bytes]
@@ -138,15 +139,19 @@ class Service:
 
     name: str
     endpoints: Mapping[str, Endpoint]
+    # Without them it can do nothing, and says so in its gRPC health.
+    needs: Needs = field(default_factory=dict)
 
 
-def mount(add_to_server: Callable[[Any, Any], None], servicer: Any, policy: Policy) -> Service:
+def mount(
+    add_to_server: Callable[[Any, Any], None], servicer: Any, policy: Policy, needs: Needs | None = None
+) -> Service:
     """Wrap a servicer. `add_to_server` is the generated `add_...Servicer_to_server`."""
     collector = _Collector()
     add_to_server(servicer, collector)
     name, handlers = collector.collected
     paths = {f"/{name}/{rpc}": handler for rpc, handler in handlers.items()}
-    return Service(name, {path: Endpoint(path, handler, policy) for path, handler in paths.items()})
+    return Service(name, {path: Endpoint(path, handler, policy) for path, handler in paths.items()}, needs or {})
 
 
 class _Collector:

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from chassis import errors, rdrs_config, telemetry
 from chassis.addresses import joined
 from chassis.errors import PortInUse
+from chassis.readiness import Needs, board, watched
 from chassis.rpc import Endpoint, Service
 from chassis.settings import Settings
 
@@ -36,7 +37,11 @@ STOP_SECONDS = 10.0
 
 
 class GrpcServer:
-    """Services on one port. `start` once, inside the running loop; then `stop` once."""
+    """Services on one port. `start` once, inside the running loop; then `stop` once.
+
+    Its gRPC health, asked about no service, says that the process is alive; about a service, whether that has what it
+    needs.
+    """
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class GrpcServer:
         )
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
+        self._closing = AsyncExitStack()
 
     async def start(self) -> int:
         """Listen, and say on which port. Raises PortInUse."""
@@ -78,14 +84,21 @@ class GrpcServer:
             reflection.enable_server_reflection(shown, server)
         port = _bind(server, self._host, self._port, self._tls)
         await server.start()
-        for name in ("", *names):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await self._closing.enter_async_context(watched(needs_of(self._services), self._tell))
         return port
+
+    async def _tell(self, found: Mapping[str, bool]) -> None:
+        for service in self._services:
+            ready = all(found[need] for need in service.needs)
+            status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            await self._health.set(service.name, status)
 
     async def stop(self, drain_seconds: float) -> None:
         """Report NOT_SERVING, take no new calls, let those under way finish for `drain_seconds`."""
         if self._server is not None:
+            await self._closing.aclose()
             await self._health.enter_graceful_shutdown()
             # gRPC ends every call after the grace; it was once seen not to return when a client had been killed.
             stopping = asyncio.ensure_future(self._server.stop(drain_seconds))
@@ -163,11 +176,20 @@ def _deadline(context: Any) -> float | None:
 async def serve(role: str, services: Sequence[Service], settings: Settings, port: int) -> NoReturn:
     """Serve on a port until cancelled. Raises PortInUse."""
     async with listening(services, settings, port) as bound:
-        await stay(role, port=bound)
+        await stay(role, {"port": bound}, needs_of(services))
 
 
-async def stay(role: str, **facts: object) -> NoReturn:
-    """Everything is open: say so in the log, and stay until cancelled.
+def needs_of(services: Iterable[Service]) -> Needs:
+    """What any of the services needs. The same name is the same thing."""
+    return {name: need for service in services for name, need in service.needs.items()}
+
+
+async def stay(
+    role: str, facts: Mapping[str, object], needs: Needs, enough: Callable[[Iterable[bool]], bool] = all
+) -> NoReturn:
+    """Everything is open: say so in the log and to probes, and stay until cancelled.
+
+    The process is ready while `enough` of its needs answer.
 
     What is in memory by now stays, so the garbage collector is told to leave it alone. Looking through it took 40 ms
     every few seconds, and the slowest requests were those that waited for it.
@@ -177,8 +199,9 @@ async def stay(role: str, **facts: object) -> NoReturn:
     telemetry.log.info("serving", role=role, **facts)
     _tell_parent()
     try:
-        while True:
-            await asyncio.get_running_loop().create_future()
+        async with board.serving(needs, enough):
+            while True:
+                await asyncio.get_running_loop().create_future()
     finally:
         # What is left alone at the end as well, some extension modules report as leaked.
         gc.unfreeze()
@@ -200,8 +223,9 @@ def process(live: Callable[[Settings], Awaitable[None]]) -> None:
         settings = Settings()
         telemetry.configure(settings)
         warn_of_rdrs_config()
-        telemetry.serve_metrics(settings.host, settings.metrics_port)
-        await live(settings)
+        telemetry.serve_metrics(settings.host, settings.metrics_port, board.answer)
+        async with board.beating():
+            await live(settings)
 
     run(begin)
 

@@ -6,12 +6,19 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from chassis import server
-from chassis.client import open_channel
+from chassis.client import health_of, open_channel
 from chassis.settings import Settings
 from gateway.app import create_app
 from gateway.assembly import all_dialects
 from gateway.server import listening
 from gateway.settings import GatewaySettings
+
+# Whose gRPC health says that the process behind a channel can do its work.
+SERVICES = {
+    "registry": "feast.registry.RegistryServer",
+    "serving": "triglot.serving.v1.ServingService",
+    "management": "triglot.management.v1.ManagementService",
+}
 
 
 async def live(settings: Settings) -> None:
@@ -28,7 +35,9 @@ async def live(settings: Settings) -> None:
         }
         app = create_app(all_dialects(**channels, settings=own), own)
         ports = await closing.enter_async_context(listening(app, own, settings))
-        await server.stay("gateway", ports=ports)
+        needs = {name: health_of(channel, SERVICES[name]) for name, channel in channels.items()}
+        # A dialect whose service is away is refused in its own words; the other dialects go on.
+        await server.stay("gateway", {"ports": ports}, needs, any)
 
 
 main = partial(server.process, live)

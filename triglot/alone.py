@@ -42,6 +42,6 @@ def run(role: Role, *, with_grpc: bool, rest_port: int | None) -> None:
                 own = GatewaySettings(ports=(rest_port,))
                 app = create_app([role.dialect(InProcessChannel(services), own)], own)
                 [opened["rest_port"]] = await closing.enter_async_context(http.listening(app, own, settings))
-            await server.stay(role.name, **opened)
+            await server.stay(role.name, opened, server.needs_of(services))
 
     server.process(live)

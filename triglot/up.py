@@ -26,6 +26,7 @@ from chassis import server, telemetry
 from chassis.addresses import callable_host, joined
 from chassis.migrations import migrate
 from chassis.postgres import open_database
+from chassis.readiness import board
 from chassis.settings import Settings
 from gateway import server as http
 from gateway.settings import GatewaySettings
@@ -146,6 +147,7 @@ class _Deployment:
     async def _serve(self) -> NoReturn:
         await self._prepare()
         async with AsyncExitStack() as closing:
+            await closing.enter_async_context(board.beating())
             stack, endpoints = await closing.enter_async_context(self._listening())
             if self._options.sample:
                 root, data_dir = self._offline_root / load.PROJECT, self._options.data_dir
@@ -154,7 +156,8 @@ class _Deployment:
             keyrings.write_private(path, orjson.dumps(endpoints, option=orjson.OPT_INDENT_2))
             closing.callback(path.unlink, missing_ok=True)
             await self._show(endpoints, path)
-            await server.stay("everything", rest=endpoints["rest"])
+            served = (*stack.registry, *stack.serving, *stack.management)
+            await server.stay("everything", {"rest": endpoints["rest"]}, server.needs_of(served))
 
     async def _show(self, endpoints: dict[str, object], path: Path) -> None:
         """The key is shown when it is new, and otherwise to a person only: what is no terminal may be a log."""
@@ -199,7 +202,7 @@ class _Deployment:
                 )
             }
             http_ports = list(await closing.enter_async_context(http.listening(stack.app, self._gateway, settings)))
-            telemetry.serve_metrics(settings.host, settings.metrics_port)
+            telemetry.serve_metrics(settings.host, settings.metrics_port, board.answer)
             # Whatever address and certificate the others get, our worker calls a plain port of its own.
             self._serving_port = await closing.enter_async_context(server.listening(stack.serving, private, 0))
             self._start_worker()

@@ -45,17 +45,22 @@ async def open_service(
             if limit is not None:
                 limit.admit(principal)
 
+        needs = {"postgres": database.ping}
         identity = IdentityService(IdentityStore(database, box))
         yield [
             mount(
                 management_service_pb2_grpc.add_ManagementServiceServicer_to_server,
                 management,
                 Policy(authenticator, action_prefix="featurestore:", admit=admit),
+                needs,
             ),
             mount(
                 usage_service_pb2_grpc.add_UsageServiceServicer_to_server,
                 UsageService(usage, own),
                 Policy(authenticator, action_prefix="featurestore:"),
+                needs,
             ),
-            mount(identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, Policy(authenticator)),
+            mount(
+                identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, Policy(authenticator), needs
+            ),
         ]

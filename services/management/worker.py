@@ -28,6 +28,7 @@ import pyarrow as pa
 from chassis import calls, errors, server
 from chassis.client import open_channel
 from chassis.postgres import Database, open_database
+from chassis.readiness import board
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from chassis.telemetry import log
@@ -380,9 +381,10 @@ async def run_worker(
         worker = Worker(database, settings, own, ServingRows(serving_channel, settings), stop)
         tending = asyncio.create_task(_tend(Tasks(database), LifeCycle(database, OfflineStore(own.offline_roots)), own))
         try:
-            await queue.work(
-                settings, worker.perform, stop, concurrency=own.worker_tasks, lease_seconds=own.lease_seconds
-            )
+            async with board.serving({"postgres": database.ping}):
+                await queue.work(
+                    settings, worker.perform, stop, concurrency=own.worker_tasks, lease_seconds=own.lease_seconds
+                )
         finally:
             tending.cancel()
             await asyncio.wait((tending,))

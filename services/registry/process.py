@@ -41,6 +41,7 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
                 RegistryServer_pb2_grpc.add_RegistryServerServicer_to_server,
                 RegistryServicer(store, lineage, settings.max_message_bytes),
                 policy,
+                {"postgres": database.ping},
             ),
             mount(
                 registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
@@ -54,5 +55,6 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
                     max_message_bytes=settings.max_message_bytes,
                 ),
                 Policy(policy.authenticator, admit=admit),
+                {"postgres": database.ping},
             ),
         ]

@@ -51,11 +51,13 @@ async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterato
             admit=limits.admitting(own.calls_per_second, limits.of_key),
             overload=limits.Overload(own.shed_milliseconds / 1000) if own.shed_milliseconds else None,
         )
+        # Without PostgreSQL it serves on what it knows.
+        needs = {"redis": rows.ping}
         await definitions.start()
         sweeper.start()
         usage.start()
         try:
-            yield [mount(serving_service_pb2_grpc.add_ServingServiceServicer_to_server, servicer, policy)]
+            yield [mount(serving_service_pb2_grpc.add_ServingServiceServicer_to_server, servicer, policy, needs)]
         finally:
             await usage.stop()
             await sweeper.stop()
