@@ -18,6 +18,7 @@ from services.management.models import seen_name
 from services.management.offline import Table
 from services.management.rows import Row
 from services.management.views import mock_table_of, offline_table_of
+from services.management.workspace import Time
 
 _DAY_SECONDS = 86_400
 
@@ -31,16 +32,6 @@ class Reading:
     partitions: Mapping[str, Mapping[str, Any]]
     # Columns that it must have.
     columns: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Time:
-    """Since when a row holds, or when a label was: a column, or one time for all rows."""
-
-    column: str = ""
-    # The column counts seconds, not PAI's milliseconds.
-    seconds: bool = False
-    at: datetime | None = None
 
 
 @dataclass(frozen=True)

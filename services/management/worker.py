@@ -46,6 +46,7 @@ from services.management.settings import ManagementSettings
 from services.management.tasks import EXPORT_TRAINING_SET, OFFLINE_TO_ONLINE, WRITE_TABLE, Tasks
 from services.management.training_set import TrainingSet
 from services.management.views import FeatureViews, offline_table_of
+from services.management.workspace import Workspace
 
 T = TypeVar("T")
 
@@ -230,13 +231,11 @@ class Worker:
                 plan=plan,
                 tables=tables,
                 target=NewFile(folder, task["id"], task["attempt"]),
-                scratch=spare,
-                memory_mb=self._own.training_memory_mb,
-                threads=self._own.training_threads,
+                workspace=self._workspace(spare),
                 task_id=task["id"],
             )
             steps = made.steps()
-            while (done := await _stoppable(partial(next, steps, None), made.interrupt)) is not None:
+            while (done := await _stoppable(partial(next, steps, None), made.workspace.interrupt)) is not None:
                 # Each row goes through every view, and is written.
                 progress.total = made.rows * (len(plan.joins) + 1)
                 progress.done = min(made.passed * made.rows, progress.total)
@@ -246,6 +245,9 @@ class Worker:
         progress.done = progress.total = made.rows
         seconds = time.monotonic() - started
         return f"done: {made.rows} rows in table {name} in {seconds:.2f} s"
+
+    def _workspace(self, folder: Path) -> Workspace:
+        return Workspace(folder, self._own.training_memory_mb, self._own.training_threads)
 
     async def _publish(self, task: Row, progress: Progress) -> str:
         """Move the rows of a feature view's table to serving; what to say when it is done."""

@@ -21,7 +21,8 @@ from services.management import training
 from services.management.offline import NewFile, OfflineStore
 from services.management.process import open_service
 from services.management.settings import ManagementSettings
-from services.management.training_set import Interrupted, TrainingSet
+from services.management.training_set import TrainingSet
+from services.management.workspace import Interrupted, Workspace
 from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
 from tests.management.conftest import Pai, catalogue
@@ -371,7 +372,7 @@ def attempt_at(
     scratch = folder / "scratch"
     scratch.mkdir()
     target = NewFile(folder / "made", 7, 1)
-    return TrainingSet(plan, tables, target, scratch, memory_mb=128, threads=1, task_id=7)
+    return TrainingSet(plan, tables, target, Workspace(scratch, memory_mb=128, threads=1), task_id=7)
 
 
 def small(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -391,7 +392,7 @@ def test_a_training_set_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     attempt = attempt_at(tmp_path, *small(tmp_path), pb.ExportModelFeatureTrainingSetTableRequest())
     steps = attempt.steps()
     assert next(steps) == "1 rows of label table labels"
-    attempt.interrupt()
+    attempt.workspace.interrupt()
     with pytest.raises(Interrupted):
         next(steps)
     assert not attempt.target.path.exists()
