@@ -130,6 +130,8 @@ class Usage:
                 await self.flush()
             except errors.TriglotError as error:
                 log.warning("usage waits to be added", error=error.message)
+            except Exception:
+                log.exception("usage was not added")
 
     async def begin_month(self) -> None:
         """Learn what was called this month, forget what is no longer kept."""
