@@ -6,6 +6,7 @@ kept with a checksum in `<schema>.migration`; a file that changed after it was a
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from chassis.errors import CannotStart
 from chassis.postgres import connected
 
 _FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
+_LOOK_SECONDS = 1.0
 _LOCK = 0x54524947  # "TRIG": any number that nobody else locks
 
 
@@ -60,6 +62,34 @@ async def migrate(postgres_url: str, plans: list[Migrations], setting: str = "TR
         return applied
     finally:
         await connection.close()
+
+
+async def wait_until_migrated(
+    postgres_url: str, plans: list[Migrations], setting: str = "TRIGLOT_POSTGRES_URL"
+) -> None:
+    """Return when another process has applied all migrations that are here. More may be applied: those of a later
+    version of ours.
+
+    Raises what `connected` raises, also while waiting.
+    """
+    while True:
+        connection = await connected(lambda url: asyncpg.connect(url, timeout=30), postgres_url, setting)
+        try:
+            missing = [plan for plan in plans if not await _has(connection, plan)]
+        finally:
+            await connection.close()
+        if not missing:
+            return
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _has(connection: asyncpg.Connection, plan: Migrations) -> bool:
+    table = f"{_quoted(plan.schema)}.migration"
+    with _named(f"cannot read {table}"):
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            return False
+        done = {row["number"] for row in await connection.fetch(f"SELECT number FROM {table}")}  # noqa: S608 - quoted
+    return all(number in done for number, _ in plan.files())
 
 
 @contextmanager

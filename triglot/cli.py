@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from chassis import errors
 from chassis.identity.store import IdentityStore
-from chassis.migrations import migrate
+from chassis.migrations import migrate, wait_until_migrated
 from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.secretbox import SecretBox
@@ -195,10 +195,18 @@ _add_role("worker", "services.management.worker", "Performs the tasks of managem
 
 
 @app.command(name="migrate")
-def migrate_command(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+def migrate_command(
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Apply nothing: wait until another process has applied everything.")
+    ] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
     """Bring the database's schemas up to date. Safe to run at any time, by any number of processes."""
     settings = _settings(data_dir)
     url, setting = settings.direct_postgres
+    if wait:
+        asyncio.run(wait_until_migrated(url, SCHEMAS, setting))
+        return
     applied = asyncio.run(migrate(url, SCHEMAS, setting))
     console.print("\n".join(applied) or "nothing to do")
 
