@@ -9,7 +9,7 @@ import grpc
 
 from chassis.auth import open_authenticator
 from chassis.identity.store import IdentityStore
-from chassis.limits import RateLimit
+from chassis.limits import admitting
 from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.rpc import Policy, Service, mount
@@ -38,12 +38,12 @@ async def open_service(
         box = SecretBox(settings.secret_key)
         authenticator = open_authenticator(settings, database)
         management = ManagementService(database, ConfigKeeper(box), ServingRows(serving_channel, settings), own)
-        limit = RateLimit(own.calls_per_second) if own.calls_per_second else None
+        limit = admitting(own.calls_per_second)
 
         def admit(principal: Principal, rpc: str) -> None:
             usage.admit(principal, rpc)
             if limit is not None:
-                limit.admit(principal)
+                limit(principal, rpc)
 
         needs = {"postgres": database.ping}
         identity = IdentityService(IdentityStore(database, box))
