@@ -195,10 +195,7 @@ async def _selection(connection: Connection, project_id: int, request: Any) -> _
     for view_id in ids:
         if view_id not in views:
             raise not_found("FeatureView", view_id)
-    known = {
-        view_id: {field["name"] for field in fields.loaded(row["fields"])}
-        for view_id, row in views.items()
-    }
+    known = {view_id: {field["name"] for field in fields.loaded(row["fields"])} for view_id, row in views.items()}
     for view_id, each in chosen:
         if each.name not in known[view_id]:
             raise invalid("Features[].Name", f"{each.name!r} is no field of feature view {views[view_id]['name']}")

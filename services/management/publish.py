@@ -17,17 +17,18 @@ import pyarrow.parquet as pq
 from chassis import datatypes, errors
 from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
 from protos.gen.triglot.serving.v1 import feature_group_pb2
-from services.management import fields, hologres
+from services.management import fields, hologres, sequences
 from services.management.inputs import invalid, json_object, one_of
 from services.management.offline import File, Table, partition_chosen, readable
 from services.management.rows import Row
 
+SEQUENCE = "Sequence"
 OVERWRITE, MERGE = "Overwrite", "Merge"
 # Types whose rows are serving's own, and those that this service writes to itself.
 SERVED_TYPES = ("FeatureDB", "Redis")
 ONLINE_TYPES = (*SERVED_TYPES, hologres.TYPE)
 GROUP_VERSION = 1
-_TYPES = ("Batch", "Stream")
+_TYPES = ("Batch", "Stream", "Sequence")
 # What an event time can be written to: a point in time, or PAI's milliseconds since 1970.
 _TIMES = ("TIMESTAMP", "INT64")
 _SECONDS_OF_TTL = {"days": 86_400, "seconds": 1}
@@ -104,16 +105,20 @@ def event_time_of(view: Row, text: str) -> tuple[str, datetime] | None:
 
 def key_of(view: Row) -> str:
     """Name of the view's key column. Raises InvalidArgument for a view that has none, or no entity to name it by."""
+    if view["join_id"] is None:
+        raise invalid("FeatureViewId", "is a feature view without a feature entity, whose JoinId names the key")
+    if view["type"] == SEQUENCE:
+        return sequences.behaviours_of(view).key
     keys = fields.having(fields.loaded(view["fields"]), fields.PRIMARY_KEY)
     if not keys:
         raise invalid("FeatureViewId", "is a feature view without a primary key: no field has that attribute")
-    if view["join_id"] is None:
-        raise invalid("FeatureViewId", "is a feature view without a feature entity, whose JoinId names the key")
     return keys[0]
 
 
 def columns_of(view: Row) -> list[tuple[str, str, str]]:
     """Name in the table, name in the group and Hive type of each column that is served, in the view's order."""
+    if view["type"] == SEQUENCE:
+        return sequences.online_columns(view)
     key = key_of(view)
     columns = [
         (
@@ -218,6 +223,13 @@ class Source:
         return pc.fill_null(_cast(batch.column(name), target, place), value)
 
 
+def read_columns_of(view: Row) -> list[str]:
+    """What is read of the view's table."""
+    if view["type"] == SEQUENCE:
+        return sequences.behaviours_of(view).columns
+    return [name for name, _, _ in columns_of(view)]
+
+
 def check_source(
     view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]], event_time: str = ""
 ) -> tuple[str, datetime] | None:
@@ -227,7 +239,7 @@ def check_source(
         if column not in held and column not in table.partition_columns:
             raise invalid("Partitions", f"names {column}, which is no column of table {table.name}")
     given = event_time_of(view, event_time)
-    for name, _, _ in columns_of(view):
+    for name in read_columns_of(view):
         if name not in held and (given is None or name != given[0]):
             raise errors.InvalidArgument(f"table {table.name} has no column {name}")
     return given
@@ -248,7 +260,8 @@ def chosen_files(table: Table, partitions: Mapping[str, Mapping[str, Any]]) -> l
 
 def source_of(view: Row, table: Table, partitions: Mapping[str, Mapping[str, Any]], event_time: str = "") -> Source:
     """What of a table is to be published. InvalidArgument for an unknown column, NotFound if nothing is there."""
-    given = check_source(view, table, partitions, event_time)
+    # What a Sequence view publishes was made of its table, which was checked.
+    given = None if view["type"] == SEQUENCE else check_source(view, table, partitions, event_time)
     filters = {column: chosen for column, chosen in partitions.items() if column not in table.partition_columns}
     return Source(table, chosen_files(table, partitions), columns_of(view), key_of(view), filters, given)
 

@@ -5,18 +5,28 @@ A sequence S of items is a text, items parted by `;`. `S__event`, `S__ts` and so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from chassis import errors
+import orjson
+import pyarrow.parquet as pq
+
+from chassis import datatypes, errors
 from services.management import fields
 from services.management.inputs import json_object
+from services.management.offline import File, Table
 from services.management.rows import Row
+from services.management.workspace import Time, Workspace, cast, quoted, time_of
 
 MAX_LENGTH = 10_000
+# The column of a view's online rows that holds a user's behaviours, newest first.
+BEHAVIOURS = "behaviours"
 _BY_ITEM = ("user_id", "item_id", "event")
 _SEPARATOR = ";"
+# Of behaviours at the same time the one that was written last is the newest.
+_NEWEST = "t DESC, part DESC, ordinal DESC, file_row_number DESC"
 
 
 @dataclass(frozen=True)
@@ -138,12 +148,61 @@ class Behaviours:
         """The columns of the sequences."""
         return [name for wanted in self.config.sequences for name, _ in self._told(wanted)]
 
+    @property
+    def more(self) -> list[str]:
+        """What else is told of an item, of all sequences."""
+        return list(dict.fromkeys(name for wanted in self.config.sequences for name in wanted.more))
+
+    @property
+    def online_kind(self) -> str:
+        """The Hive type of a user's behaviours online. What else is told is named by its position."""
+        more = "".join(f",more_{number}:string" for number in range(len(self.more)))
+        return f"array<struct<item:string,event:string,time:bigint,play_time:double{more}>>"
+
+    def online_sql(self, key: str) -> str:
+        """DuckDB's statement that makes of table `b` a row for each key, with those behaviours that sequences show."""
+        unique = ", ".join(_column(name) for name in self.config.unique)
+        event = _text_of(self.config.event)
+        places, shown = [], []
+        for number, wanted in enumerate(self.config.sequences):
+            told = f"{event} IN ({_texts(wanted.events)})" if wanted.events else "true"
+            places.append(f"row_number() OVER (PARTITION BY k, {told} ORDER BY {_NEWEST}) AS p{number}")
+            shown.append(f"({told} AND p{number} <= {wanted.length})")
+        play_time = f"CAST({_column(self.config.play_time)} AS DOUBLE)" if self.config.play_time else "NULL::DOUBLE"
+        more = "".join(f", more_{number} := {_text_of(name)}" for number, name in enumerate(self.more))
+        return (
+            f"SELECT k AS {key}, list(struct_pack(item := {_text_of(self.config.item)}, event := {event}, "  # noqa: S608
+            f'"time" := t // 1000000, play_time := {play_time}{more}) ORDER BY {_NEWEST}) AS {BEHAVIOURS} '
+            f"FROM (SELECT *, {', '.join(places)} FROM (SELECT * FROM b "
+            f"WHERE k IS NOT NULL AND t IS NOT NULL AND {_column(self.config.item)} IS NOT NULL "
+            f"QUALIFY row_number() OVER (PARTITION BY k, {unique} ORDER BY {_NEWEST}) = 1)) "
+            f"WHERE {' OR '.join(shown)} GROUP BY k"
+        )
+
+    def shown(self, row: str, now_seconds: int) -> str:
+        """A row as it is kept online, as PAI's SDKs show it: JSON texts both."""
+        kept: dict[str, Any] = orjson.loads(row)
+        behaviours: list[dict[str, Any]] = kept.pop(BEHAVIOURS) or []
+        found: dict[str, Any] = kept
+        for wanted in self.config.sequences:
+            some = [each for each in behaviours if not wanted.events or each["event"] in wanted.events]
+            for name, field in self._fields(wanted):
+                values = (_told(each, field, now_seconds) for each in some[: wanted.length])
+                found[name] = _SEPARATOR.join(values)
+        return orjson.dumps(found).decode()
+
+    def _fields(self, wanted: Wanted) -> Iterator[tuple[str, str]]:
+        """The columns of a sequence, and which field of a behaviour online each shows."""
+        fixed = ["item", "event", "item", "time", *(["play_time"] if self.config.play_time else []), "ts"]
+        more = [f"more_{self.more.index(name)}" for name in wanted.more]
+        for (name, _), field in zip(self._told(wanted), [*fixed, *more], strict=True):
+            yield name, field
+
     def sql(self, key: str, own_key: str, oldest_seconds: int) -> str:
         """DuckDB's statement that makes table `v` for the keys and times of table `s`, of the behaviours in table `b`.
 
-        `v` has k, t and a column `f.<name>` for each of `names`. Of behaviours at the same time the last one is newest.
+        `v` has k, t and a column `f.<name>` for each of `names`.
         """
-        newest = "t DESC, part DESC, ordinal DESC, file_row_number DESC"
         bound = f" AND b.t >= asked.t - {oldest_seconds * 1_000_000}" if oldest_seconds else ""
         ours = "b.k" if own_key == "k" else "CAST(b.k AS VARCHAR)"
         unique = ", ".join(_column(name) for name in self.config.unique)
@@ -160,9 +219,9 @@ class Behaviours:
             )
             parts.append(
                 f"q{number} AS (SELECT at_k, at_t, {told} FROM ("  # noqa: S608 - quoted names and texts
-                f"SELECT *, row_number() OVER (PARTITION BY at_k, at_t ORDER BY {newest}) AS place FROM ("
+                f"SELECT *, row_number() OVER (PARTITION BY at_k, at_t ORDER BY {_NEWEST}) AS place FROM ("
                 f"SELECT * FROM seen WHERE {_column(self.config.item)} IS NOT NULL{events} "
-                f"QUALIFY row_number() OVER (PARTITION BY at_k, at_t, {unique} ORDER BY {newest}) = 1)) "
+                f"QUALIFY row_number() OVER (PARTITION BY at_k, at_t, {unique} ORDER BY {_NEWEST}) = 1)) "
                 f"WHERE place <= {wanted.length} GROUP BY at_k, at_t)"
             )
             joins.append(f" LEFT JOIN q{number} ON asked.k = q{number}.at_k AND asked.t = q{number}.at_t")
@@ -189,6 +248,34 @@ class Behaviours:
             yield f"{name}__{more}", _text_of(more)
 
 
+def online_columns(view: Row) -> list[tuple[str, str, str]]:
+    """Name in what is made for publishing, name online and Hive type of each column of a view's online rows."""
+    behaviours = behaviours_of(view)
+    kinds = {each["name"]: each["type"] for each in fields.loaded(view["fields"])}
+    key = datatypes.hive_of_pai(kinds[behaviours.key])
+    return [(behaviours.key, view["join_id"], key), (BEHAVIOURS, BEHAVIOURS, behaviours.online_kind)]
+
+
+def gathered(view: Row, table: Table, partitions: Mapping[str, Any], workspace: Workspace, path: Path) -> Table:
+    """The behaviours of a view's table as a table to publish: a row for each user. Blocks."""
+    behaviours = behaviours_of(view)
+    kinds = {each["name"]: each["type"] for each in fields.loaded(view["fields"])}
+    with workspace.opened():
+        columns = [
+            f"{cast(behaviours.key, kinds[behaviours.key], table)} AS k",
+            f"{time_of(Time(behaviours.time, seconds=True), table)} AS t",
+            *(f"{quoted(name)} AS {_column(name)}" for name in behaviours.columns),
+            "0 AS part, ordinal, file_row_number",
+        ]
+        source = workspace.rows_of(0, table) + workspace.where(partitions, table)
+        workspace.run(f"CREATE TABLE b AS SELECT {', '.join(columns)} FROM {source}")  # noqa: S608
+        workspace.run(
+            f"COPY ({behaviours.online_sql(quoted(behaviours.key))}) TO ? (FORMAT parquet, ROW_GROUP_SIZE 10000)",
+            [str(path)],
+        )
+    return Table(table.name, (File(path, {}, table.name),), pq.read_schema(path), ())
+
+
 def behaviours_of(view: Row) -> Behaviours:
     """Raises InvalidArgument for a view without a key, or with an unusable Config."""
     known = fields.loaded(view["fields"])
@@ -202,6 +289,15 @@ def behaviours_of(view: Row) -> Behaviours:
 
 def _column(name: str) -> str:
     return '"f.' + name.replace('"', '""') + '"'
+
+
+def _told(behaviour: Mapping[str, Any], field: str, now_seconds: int) -> str:
+    if field == "ts":
+        return str(now_seconds - behaviour["time"])
+    value = behaviour.get(field)
+    if value is None:
+        return ""
+    return f"{value:.2f}" if field == "play_time" else str(value)
 
 
 def _text_of(name: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from protos.gen.triglot.management.v1 import management_service_pb2_grpc
 from protos.gen.triglot.management.v1 import model_feature_pb2 as mf
 from protos.gen.triglot.management.v1 import project_pb2 as pr
 from protos.gen.triglot.management.v1 import task_pb2 as tk
-from services.management import csv_table, downloads, fg, json_rows, publish, training
+from services.management import csv_table, downloads, fg, json_rows, publish, sequences, training
 from services.management.datasource_views import DatasourceViews
 from services.management.datasources import Datasources
 from services.management.inputs import check_instance, invalid, page_of
@@ -273,6 +274,8 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         """Write the rows of a request to the view's group, which is made if there is none."""
         mode = publish.mode_of(request.mode).lower()
         publish.check_online(view)
+        if view["type"] == publish.SEQUENCE:
+            raise invalid("Rows", "cannot be written to a Sequence view: publish its table of behaviours")
         async with self._views.writing(view) as held:
             batch = json_rows.batch_of(held, request.rows)
             await self._online.ensure(held)
@@ -287,6 +290,9 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
             raise invalid("JoinIds", f"takes at most {_MAX_JOIN_IDS} keys")
         view = await self._views.row(request.feature_view_id)
         rows = await self._online.read(view, request.join_ids) if request.join_ids else []
+        if rows and view["type"] == publish.SEQUENCE:
+            behaviours, now = sequences.behaviours_of(view), int(time.time())
+            rows = [behaviours.shown(row, now) for row in rows]
         return fv.ListFeatureViewOnlineFeaturesResponse(online_features=rows)
 
     async def ListFeatureViewRelationships(

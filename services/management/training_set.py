@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from services.management.offline import NewFile, Table
-from services.management.training import Join, Plan, Reading
-from services.management.workspace import MICROSECONDS, Workspace, cast, quoted, text, time_of
+from services.management.training import Join, Plan
+from services.management.workspace import MICROSECONDS, Workspace, cast, quoted, time_of
 
 _ROW_GROUP = 100_000
 # Of rows that are equal in all else, the one that was written last.
@@ -63,7 +63,8 @@ class TrainingSet:
         columns += [
             f"{cast(name, kind, table)} AS {_state(None, name)}" for name, kind in self.plan.label_kinds.items()
         ]
-        return f"CREATE TABLE s AS SELECT {', '.join(columns)} FROM {source}{self._where(self.plan.label, table)}"
+        where = self.workspace.where(self.plan.label.partitions, table)
+        return f"CREATE TABLE s AS SELECT {', '.join(columns)} FROM {source}{where}"
 
     def _view(self, position: int, join: Join, tables: Sequence[Table]) -> None:
         """Join one view to what there is."""
@@ -78,7 +79,7 @@ class TrainingSet:
                 columns.append(f"{cast(*join.second, table)} AS k2")
             columns += [f"{cast(name, join.columns.get(name, ''), table)} AS {quoted('f.' + name)}" for name in names]
             columns.append(f"{number} AS part, ordinal, file_row_number")
-            parts.append(f"SELECT {', '.join(columns)} FROM {source}{self._where(reading, table)}")
+            parts.append(f"SELECT {', '.join(columns)} FROM {source}{self.workspace.where(reading.partitions, table)}")
         found = " UNION ALL ".join(parts)
         timed = f"k IS NOT NULL{' AND t IS NOT NULL' if join.time else ''}"
         wanted = f"{timed} AND {view_key} IN (SELECT {key} FROM s)"
@@ -113,22 +114,6 @@ class TrainingSet:
         self.workspace.run(f"CREATE TABLE n AS SELECT s.*{''.join(f', {each}' for each in columns)} FROM s {matched}")
         for statement in ("DROP TABLE s", "DROP TABLE v", "DROP TABLE IF EXISTS b", "ALTER TABLE n RENAME TO s"):
             self.workspace.run(statement)
-
-    def _where(self, reading: Reading, table: Table) -> str:
-        """The condition on those partition columns that are no folders: of folders only the chosen ones are read."""
-        conditions = []
-        for column, chosen in reading.partitions.items():
-            if column in table.partition_columns:
-                continue
-            value = f"CAST({quoted(column)} AS VARCHAR)"
-            if "value" in chosen or "values" in chosen:
-                values = chosen["values"] if "values" in chosen else [chosen["value"]]
-                conditions.append(f"{value} IN ({', '.join(map(text, values))})")
-                continue
-            conditions.append(f"{value} >= {text(chosen['start_value'])}")
-            if chosen["end_value"]:
-                conditions.append(f"{value} <= {text(chosen['end_value'])}")
-        return f" WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def _state(view: int | None, column: str) -> str:

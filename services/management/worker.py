@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from chassis.readiness import board
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from chassis.telemetry import log
-from services.management import downloads, publish, queue, scratch, training
+from services.management import downloads, publish, queue, scratch, sequences, training
 from services.management.constraints import CONSTRAINTS
 from services.management.csv_table import CsvImport
 from services.management.datasources import Datasources
@@ -310,10 +310,16 @@ class Worker:
 
     async def _open(self, view: Row, config: dict[str, Any], folder: Path) -> publish.Source:
         datasource_id, name = offline_table_of(view)
-        columns = [*(name for name, _, _ in publish.columns_of(view)), *config["partitions"]]
+        partitions, columns = config["partitions"], publish.read_columns_of(view)
         tables = await self._datasources.tables_of(datasource_id)
-        table = await tables.copy(name, columns, config["partitions"], folder)
-        return publish.source_of(view, table, config["partitions"], config["event_time"])
+        table = await tables.copy(name, [*columns, *partitions], partitions, folder)
+        if view["type"] == publish.SEQUENCE:
+            publish.check_source(view, table, partitions)
+            chosen = replace(table, files=publish.chosen_files(table, partitions))
+            workspace, file = self._workspace(folder), folder / "behaviours.parquet"
+            work = partial(sequences.gathered, view, chosen, partitions, workspace, file)
+            table, partitions = await _stoppable(work, workspace.interrupt), {}
+        return publish.source_of(view, table, partitions, config["event_time"])
 
 
 async def _stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:

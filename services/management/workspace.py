@@ -7,7 +7,7 @@ Reads files of tables as rows with their place, so that of equal rows the one wr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -105,6 +105,22 @@ class Workspace:
             f"union_by_name = true, hive_partitioning = false, filename = 'triglot_file', file_row_number = true) "
             f"AS rows JOIN {name} AS files USING (triglot_file))"
         )
+
+    def where(self, partitions: Mapping[str, Mapping[str, Any]], table: Table) -> str:
+        """The condition on those partition columns that are no folders: of folders only the chosen ones are read."""
+        conditions = []
+        for column, chosen in partitions.items():
+            if column in table.partition_columns:
+                continue
+            value = f"CAST({quoted(column)} AS VARCHAR)"
+            if "value" in chosen or "values" in chosen:
+                values = chosen["values"] if "values" in chosen else [chosen["value"]]
+                conditions.append(f"{value} IN ({', '.join(map(text, values))})")
+                continue
+            conditions.append(f"{value} >= {text(chosen['start_value'])}")
+            if chosen["end_value"]:
+                conditions.append(f"{value} <= {text(chosen['end_value'])}")
+        return f" WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def view_of(*fields: tuple[str, str, str], join_id: str = "uid") -> dict[str, An
         "join_id": join_id,
         "feature_store": "shop",
         "name": "profile",
+        "type": "Batch",
         "ttl": 2,
     }
 

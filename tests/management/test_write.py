@@ -236,8 +236,8 @@ def test_an_import_shows_nothing_before_its_end(tmp_path: Path) -> None:
             [{"name": "id", "type": "INT64", "attributes": ["PrimaryKey"]},
              {"name": "x", "type": "INT64", "attributes": []}]
         ).decode(),
-        "join_id": "uid", "project_name": "shop", "name": "v", "register_table": "", "register_datasource_id": None,
-        "offline_datasource_id": 1,
+        "join_id": "uid", "project_name": "shop", "name": "v", "type": "Batch",
+        "register_table": "", "register_datasource_id": None, "offline_datasource_id": 1,
     }  # fmt: skip
     csv = tmp_path / "rows.csv"
     csv.write_text("1,1\n2,2\n")
