@@ -359,6 +359,9 @@ async def test_each_action_allows_what_it_says_and_nothing_else(registry: Regist
                 continue
             done.append(what)
         assert done == ([allowed[action]] if action in allowed else []), action
+    # Permissions without tags are in nobody's way.
+    tagged = rpc.ListPermissionsRequest(project="rides", tags={"team": "a"})
+    assert not (await registry(registry.feast.ListPermissions, tagged)).permissions
     # What one project grants, another one does not.
     await put(registry, permission("others", roles=("x",), actions=ALL), project="open")
     await denied(get_entity(member, "anything", "open"))
