@@ -26,6 +26,7 @@ from typing import ClassVar
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+from grpc.aio import Metadata
 
 from chassis.addresses import joined
 
@@ -180,8 +181,21 @@ _BY_CODE: dict[grpc.StatusCode, type[TriglotError]] = {
 _BY_NUMBER: dict[int, type[TriglotError]] = {code.value[0]: kind for code, kind in _BY_CODE.items()}
 
 
+class InProcessError(grpc.aio.AioRpcError):
+    """An error as a stub raises it when there is no wire. What it would carry there is made when it is asked for."""
+
+    def __init__(self, raised: TriglotError, details: str) -> None:
+        super().__init__(raised.code, Metadata(), Metadata(), details=details)
+        self.raised = raised
+
+    def trailing_metadata(self) -> Metadata:
+        return Metadata(*self.raised.trailers())
+
+
 def from_rpc(error: grpc.aio.AioRpcError) -> TriglotError:
     """The error that the other side raised, or the nearest one if it was not a Triglot service."""
+    if isinstance(error, InProcessError):
+        return error.raised
     for name, value in error.trailing_metadata() or ():
         if name == DETAILS_TRAILER and isinstance(value, bytes):
             return from_status(value)

@@ -131,5 +131,4 @@ async def _unary(
 
 
 def _rpc_error(error: errors.TriglotError, endpoint: Endpoint | None) -> AioRpcError:
-    details = endpoint.details(error) if endpoint else error.message
-    return AioRpcError(error.code, Metadata(), Metadata(*error.trailers()), details=details)
+    return errors.InProcessError(error, endpoint.details(error) if endpoint else error.message)

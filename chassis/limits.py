@@ -80,7 +80,8 @@ class Overload:
 
     Each call remembers how many were under way when it came. When it ends, the time that it took beyond what a call
     takes that meets hardly any other, divided by that number, is what one call ahead costs: the pace. Calls under way,
-    times the pace, plus how late the event loop is, is what a call must wait that comes now.
+    times the pace, plus how late the event loop is (up to half of what is allowed), is what a call must wait that comes
+    now.
 
     Calls that are slow because a dependency is slow take as long when there are few of them, so they have no pace and
     are not refused. One stall is none either: pace and lateness count when they have lasted for two looks. The queue
@@ -113,7 +114,8 @@ class Overload:
         """A call begins; what `leave` is to be given. Raises Unavailable, reason OVERLOADED."""
         ahead = self._under_way
         if ahead > _FEW:
-            wait_seconds = self._lag_seconds + ahead * self._pace
+            # Being late alone refuses nobody: who refuses all that it reads is busy with that, and serves none.
+            wait_seconds = min(self._lag_seconds, self._most_seconds / 2) + ahead * self._pace
             if wait_seconds > self._most_seconds:
                 self._refuse(wait_seconds)
         self._under_way = ahead + 1
@@ -147,8 +149,7 @@ class Overload:
         now = self._clock()
         if now - self._learnt_at > _FRESH_SECONDS:
             self._pace = self._last_pace = 0.0
-            if self._lag_seconds <= self._most_seconds:
-                return
+            return
         self._refused += 1
         if now >= self._next_complaint:
             log.warning("overloaded: calls are refused", refused=self._refused, wait_seconds=round(wait_seconds, 3))
