@@ -30,6 +30,7 @@ _FIRST_DAY, _LAST_DAY = (day.toordinal() - _EPOCH_DAY for day in (date.min, date
 _DAY_US = 86_400_000_000
 # What JSON has to escape: the quote, the backslash, control characters.
 _TO_ESCAPE = '["\\\\\\x00-\\x1f]'
+_TO_ESCAPE_BYTES = np.array([byte < 0x20 or byte in b'"\\' for byte in range(256)])
 
 
 def render(column: pa.Array, type_: DataType) -> pa.StringArray:
@@ -84,12 +85,21 @@ def _decimal(column: pa.Array) -> pa.StringArray:
 
 
 def _string(column: pa.Array) -> pa.StringArray:
-    to_escape = pc.match_substring_regex(column, _TO_ESCAPE)
     quoted = _quoted(column)
-    if not pc.any(to_escape).as_py():
+    if not _holds_any(column, _TO_ESCAPE_BYTES):
         return quoted
+    to_escape = pc.match_substring_regex(column, _TO_ESCAPE)
     escaped = [orjson.dumps(value).decode() for value in column.filter(to_escape).to_pylist()]
     return pc.replace_with_mask(quoted, pc.fill_null(to_escape, False), pa.array(escaped, pa.string()))
+
+
+def _holds_any(column: pa.StringArray, wanted: np.ndarray) -> bool:
+    """Whether one of these bytes is anywhere in the texts: looked for in all of them at once."""
+    _, offsets, data = column.buffers()
+    if data is None:
+        return False
+    first, last = np.frombuffer(offsets, np.int32)[[column.offset, column.offset + len(column)]]
+    return bool(wanted[np.frombuffer(data, np.uint8)[first:last]].any())
 
 
 def _date_text(column: pa.Array) -> pa.StringArray:
@@ -106,8 +116,10 @@ def _timestamp(column: pa.Array) -> pa.StringArray:
     if pc.all(whole).as_py() is not False:
         return _quoted(naive.cast(pa.timestamp("s")).cast(pa.string()))
     text = naive.cast(pa.string())
-    millis = pc.if_else(_divides(micros, 1_000), pc.utf8_slice_codeunits(text, 0, 23), text)
-    return _quoted(pc.if_else(whole, pc.utf8_slice_codeunits(text, 0, 19), millis))
+    for divisor, length in ((1_000, 23), (1_000_000, 19)):
+        shorter = pc.fill_null(_divides(micros, divisor), False)
+        text = pc.replace_with_mask(text, shorter, pc.utf8_slice_codeunits(text.filter(shorter), 0, length))
+    return _quoted(text)
 
 
 def _divides(numbers: pa.Array, divisor: int) -> pa.BooleanArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from chassis.telemetry import log
 from services.serving import arrow_streams, columns, fragments, keys
 from services.serving.catalogue import Catalogue
 from services.serving.definitions import Group
-from services.serving.rows import SEPARATOR, Rows
+from services.serving.rows import Batch, Rows
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ class Loads:
 
         `streams`, of Arrow IPC, must raise if they are cut off.
 
-        Raises InvalidArgument for rows that do not fit the group, Aborted if the group was deleted meanwhile.
+        Raises InvalidArgument for rows that do not fit the group, Aborted if the group was deleted meanwhile,
+        Unavailable if Redis may have lost some of the rows.
         """
         row_set = await self._catalogue.begin_load(group)
         try:
+            servers = await self._rows.servers()
             written = 0
-            async for batch in self._batches(streams):
+            async for rows in self._encoded(group, row_set, streams):
                 await self._catalogue.touch_load(row_set)
-                written += await self._write(group, row_set, batch)
+                written += await self._write(group, rows)
+            await self._rows.require_same(servers)
             return Loaded(written, await self._catalogue.show_load(group, row_set))
         except BaseException:
             await asyncio.shield(self._discard(row_set))
@@ -56,14 +59,17 @@ class Loads:
     async def merge(self, group: Group, streams: AsyncIterator[bytes]) -> Loaded:
         """Write rows into those that readers see, batch by batch; those of a batch before a wrong one stay written.
 
-        Raises InvalidArgument as above, Aborted if an overwrite or a deletion took the rows away meanwhile.
+        Raises InvalidArgument and Unavailable as above, Aborted if an overwrite or a deletion took the rows away
+        meanwhile.
         """
         if group.row_set is None:
             raise errors.Aborted("the feature group was deleted")
+        servers = await self._rows.servers()
         written = 0
-        async for batch in self._batches(streams):
+        async for rows in self._encoded(group, group.row_set, streams):
             await self._catalogue.require_live(group.row_set)
-            written += await self._write(group, group.row_set, batch)
+            written += await self._write(group, rows)
+        await self._rows.require_same(servers)
         await self._catalogue.require_live(group.row_set)
         return Loaded(written, group.generation)
 
@@ -75,12 +81,28 @@ class Loads:
                 for start in range(0, batch.num_rows, self._batch_rows):
                     yield batch.slice(start, self._batch_rows)
 
-    async def _write(self, group: Group, row_set: int, batch: pa.RecordBatch) -> int:
+    async def _encoded(self, group: Group, row_set: int, streams: AsyncIterator[bytes]) -> AsyncIterator[Batch]:
+        """What is to be written, each batch made in a thread while the one before it is written."""
         prefix = self._rows.prefix(row_set)
-        row_keys, values = await asyncio.to_thread(encode, group, batch, prefix)
+
+        async def encoded() -> AsyncIterator[Batch]:
+            async for batch in self._batches(streams):
+                yield await asyncio.to_thread(encode, group, batch, prefix)
+
+        batches = encoded()
+        upcoming = asyncio.ensure_future(anext(batches, None))
+        try:
+            while (batch := await upcoming) is not None:
+                upcoming = asyncio.ensure_future(anext(batches, None))
+                yield batch
+        finally:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+
+    async def _write(self, group: Group, batch: Batch) -> int:
         write = self._rows.write_newer if group.event_time else self._rows.write
-        await write(row_keys, values, group.time_to_live_ms)
-        return len(row_keys)
+        await write(batch, group.time_to_live_ms)
+        return len(batch.keys)
 
     async def _discard(self, row_set: int) -> None:
         """Have half a load removed. If even that fails, the sweeper finds it abandoned."""
@@ -90,7 +112,7 @@ class Loads:
             log.warning("a broken load will be removed later", row_set=row_set, error=error.message)
 
 
-def encode(group: Group, batch: pa.RecordBatch, prefix: bytes) -> tuple[list[bytes], list[bytes]]:
+def encode(group: Group, batch: pa.RecordBatch, prefix: bytes) -> Batch:
     """Redis keys and values of a batch of rows. Raises InvalidArgument, naming the column that does not fit."""
     converted = columns.converted(group, batch)
     for name in group.primary_key:
@@ -102,10 +124,7 @@ def encode(group: Group, batch: pa.RecordBatch, prefix: bytes) -> tuple[list[byt
     parts += [
         _rendered(column.name, array, column.type) for column, array in zip(group.columns, converted, strict=True)
     ]
-    glue = SEPARATOR.decode()
-    values = pc.binary_join_element_wise(*parts, glue, null_handling="replace", null_replacement="null")
-    full_keys = pc.binary_join_element_wise(prefix.decode(), key_texts, "")
-    return list(_bytes(full_keys)), list(_bytes(values))
+    return Batch(pc.binary_join_element_wise(prefix.decode(), key_texts, ""), parts)
 
 
 def _rendered(name: str, array: pa.Array, type_: DataType) -> pa.StringArray:
@@ -125,10 +144,6 @@ def _event_times(group: Group, converted: list[pa.Array]) -> pa.StringArray:
     elif pa.types.is_date(column.type):
         column = column.cast(pa.int32())
     return pc.fill_null(column.cast(pa.string()), "")
-
-
-def _bytes(texts: pa.StringArray) -> Iterator[bytes]:
-    return iter(texts.cast(pa.binary()).to_numpy(zero_copy_only=False).tolist())
 
 
 def _line(error: BaseException) -> str:

@@ -8,14 +8,18 @@ those were appended. On a cluster every command touches one key; what one of its
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import hiredis
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import redis.asyncio
 import redis.exceptions
 
@@ -55,6 +59,20 @@ return 1
 """
 
 
+# By which Redis knows it.
+_NEWER_WINS_NAME = hashlib.sha1(_NEWER_WINS.encode(), usedforsecurity=False).hexdigest()
+_NULL = "null"
+
+
+class Batch(NamedTuple):
+    """Rows to write. All arrays are of one length."""
+
+    # Whole keys, no nulls.
+    keys: pa.StringArray
+    # What the values are joined from by SEPARATOR; a null is `null`. At least one.
+    parts: Sequence[pa.StringArray]
+
+
 class Sample(NamedTuple):
     """What was found in Redis."""
 
@@ -88,7 +106,7 @@ class Rows:
             _ByNode(client, max_read_keys) if isinstance(client, Cluster) else _Coalescer(self._get_many, max_read_keys)
         )
         self._writes = asyncio.Semaphore(_WRITES_IN_FLIGHT)
-        self._newer_wins = b""
+        self._newer_wins_known = False
         self._pinging = asyncio.Lock()
         self._last_good_ping = float("-inf")
 
@@ -125,60 +143,63 @@ class Rows:
 
     async def _ask(self, command: tuple[bytes, ...]) -> Any:
         """A single server's answer."""
-        (answer,) = await exchange(self._client, hiredis.pack_command(command), 1)  # type: ignore[arg-type]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        answers = await exchange(self._client, hiredis.pack_command(command), 1)  # type: ignore[arg-type]
+        _raise_first(answers)
+        return answers[0]
 
     # Writing
 
-    async def write(self, keys: Sequence[bytes], values: Sequence[bytes], time_to_live_ms: int) -> None:
+    async def write(self, batch: Batch, time_to_live_ms: int) -> None:
         """Write rows, whatever is there."""
-        await _together(
-            self._persist(self._set_many, chunk_keys, chunk_values, time_to_live_ms)
-            for chunk_keys, chunk_values in _chunks(keys, values)
-        )
+        if self._single and not time_to_live_ms:
+            await self._write(batch, (), (), self._set_at_once)
+        else:
+            await self._write(batch, ("SET",), ("PX", str(time_to_live_ms)) if time_to_live_ms else (), self._set_each)
 
-    async def write_newer(self, keys: Sequence[bytes], values: Sequence[bytes], time_to_live_ms: int) -> None:
+    async def write_newer(self, batch: Batch, time_to_live_ms: int) -> None:
         """Write rows, but for those that are there with a later event time."""
+        await self._write(batch, ("EVALSHA", _NEWER_WINS_NAME, "1"), (str(time_to_live_ms),), self._set_newer)
+
+    async def _write(self, batch: Batch, before: Sequence[str], after: Sequence[str], send: Any) -> None:
+        packed = await asyncio.to_thread(_packed, batch, before, after)
         await _together(
-            self._persist(self._set_newer, chunk_keys, chunk_values, time_to_live_ms)
-            for chunk_keys, chunk_values in _chunks(keys, values)
+            self._persist(send, batch.keys.slice(start, _WRITE_CHUNK), packed.slice(start, _WRITE_CHUNK))
+            for start in range(0, len(packed), _WRITE_CHUNK)
         )
 
-    async def _persist(self, write: Any, keys: Sequence[bytes], values: Sequence[bytes], time_to_live_ms: int) -> None:
-        """Write a chunk, and again if Redis is away for a moment: both ways of writing can be repeated."""
+    async def _persist(self, send: Any, keys: pa.StringArray, packed: pa.StringArray) -> None:
+        """Write a chunk, and again if Redis is away for a moment: all ways of writing can be repeated."""
         for attempt in range(_WRITE_ATTEMPTS):
             try:
                 async with self._writes, translated():
-                    await write(keys, values, time_to_live_ms)
+                    await send(keys, packed)
                 return
             except errors.Unavailable:
                 if attempt == _WRITE_ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(0.1 * 2**attempt)
 
-    async def _set_many(self, keys: Sequence[bytes], values: Sequence[bytes], time_to_live_ms: int) -> None:
-        if self._single and not time_to_live_ms:
-            pairs: list[bytes] = [b""] * (2 * len(keys))
-            pairs[::2], pairs[1::2] = keys, values
-            await self._ask((b"MSET", *pairs))
-            return
-        options = (b"PX", b"%d" % time_to_live_ms) if time_to_live_ms else ()
-        await self._each(keys, ((b"SET", key, value, *options) for key, value in zip(keys, values, strict=True)))
+    async def _set_at_once(self, keys: pa.StringArray, packed: pa.StringArray) -> None:
+        words = b"*%d\r\n$4\r\nMSET\r\n" % (1 + 2 * len(packed))
+        _raise_first(await exchange(self._client, b"".join((words, _text(packed))), 1))
 
-    async def _set_newer(self, keys: Sequence[bytes], values: Sequence[bytes], time_to_live_ms: int) -> None:
-        if not self._newer_wins:
-            names = [await server.script_load(_NEWER_WINS) for server in await self._servers()]
+    async def _set_each(self, keys: pa.StringArray, packed: pa.StringArray) -> None:
+        if self._single:
+            _raise_first(await exchange(self._client, bytes(_text(packed)), len(packed)))
+        else:
+            _raise_first(await self._client.each(_list(keys), _list(packed)))
+
+    async def _set_newer(self, keys: pa.StringArray, packed: pa.StringArray) -> None:
+        if not self._newer_wins_known:
+            for server in await self._servers():
+                await server.script_load(_NEWER_WINS)
             # Not before all know it.
-            self._newer_wins = names[0].encode()
-        name, time_to_live = self._newer_wins, b"%d" % time_to_live_ms
-        commands = ((b"EVALSHA", name, b"1", *row, time_to_live) for row in zip(keys, values, strict=True))
+            self._newer_wins_known = True
         try:
-            await self._each(keys, commands)
+            await self._set_each(keys, packed)
         except redis.exceptions.NoScriptError:
             # A server that was restarted, or a new primary, has forgotten it: the next attempt loads it again.
-            self._newer_wins = b""
+            self._newer_wins_known = False
             raise
 
     async def delete(self, keys: Sequence[bytes]) -> int:
@@ -196,10 +217,22 @@ class Rows:
             answers = await exchange(self._client, b"".join(packed), len(packed))
         else:
             answers = await self._client.each(keys, packed)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
+        _raise_first(answers)
         return answers
+
+    async def servers(self) -> frozenset[str]:
+        """What those that hold the rows call themselves: a server that was started again, or one that took the place of
+        another, has another name."""
+        async with translated():
+            return frozenset([(await server.info("server"))["run_id"] for server in await self._servers()])
+
+    async def require_same(self, servers: frozenset[str]) -> None:
+        """Raises Unavailable if one of those servers is gone, and with it, maybe, rows that it had acknowledged."""
+        if not servers <= await self.servers():
+            raise errors.Unavailable(
+                "Redis was restarted or failed over during the write, and may have lost rows; start again",
+                dependency="redis",
+            )
 
     async def _servers(self) -> Sequence[redis.asyncio.Redis]:
         """Those that together hold all rows."""
@@ -289,9 +322,53 @@ async def _together(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise failed
 
 
-def _chunks(keys: Sequence[bytes], values: Sequence[bytes]) -> Iterable[tuple[Sequence[bytes], Sequence[bytes]]]:
-    for start in range(0, len(keys), _WRITE_CHUNK):
-        yield keys[start : start + _WRITE_CHUNK], values[start : start + _WRITE_CHUNK]
+def _raise_first(answers: Iterable[Any]) -> None:
+    """Raises the first answer that is an error."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+
+
+def _packed(batch: Batch, before: Sequence[str], after: Sequence[str]) -> pa.StringArray:
+    """A command for each row in the protocol of Redis: words, key, value, words. Without words, key and value alone.
+
+    The protocol ends lines with CR LF, and LF is what the parts of a value are joined by: one join makes all of it.
+    """
+    parts = batch.parts
+    value_bytes = sum(pc.fill_null(pc.binary_length(part), len(_NULL)).to_numpy() for part in parts) + len(parts) - 1
+    key_sizes, value_sizes = (
+        sizes.cast(pa.string()) for sizes in (pc.binary_length(batch.keys), pa.array(value_bytes))
+    )
+    lines = [
+        *([f"*{len(before) + 2 + len(after)}\r"] if before or after else []),
+        *_lines(before),
+        _joined("$", key_sizes, "\r\n", batch.keys, "\r\n$", value_sizes, "\r"),
+        *parts[:-1],
+        _joined(parts[-1], "\r"),
+        *_lines(after),
+        "",
+    ]
+    return _joined(*lines, by="\n")
+
+
+def _lines(words: Iterable[str]) -> Iterable[str]:
+    return chain.from_iterable((f"${len(word)}\r", f"{word}\r") for word in words)
+
+
+def _joined(*parts: Any, by: str = "") -> pa.StringArray:
+    return pc.binary_join_element_wise(*parts, by, null_handling="replace", null_replacement=_NULL)
+
+
+def _text(texts: pa.StringArray) -> memoryview:
+    """All texts of an array without nulls, one behind the other."""
+    _, offsets, data = texts.buffers()
+    first, last = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
+    return memoryview(data)[first:last]
+
+
+def _list(texts: pa.StringArray) -> list[bytes]:
+    found: list[bytes] = texts.cast(pa.binary()).to_pylist()
+    return found
 
 
 class _Coalescer:

@@ -277,10 +277,12 @@ async def test_a_load_whose_writer_died_is_given_up(
         async def messages() -> AsyncIterator[pb.WriteRowsRequest]:
             yield pb.WriteRowsRequest(header=header)
             yield stream
-            await stored(store, 0)
+            # Until the other process has given it up: this one reads ahead of what it writes.
+            await no_loads(database)
             yield stream
 
         await refused("CONFLICTING_WRITE", serving.call("WriteRows", messages()))
+        await stored(store, 0)
         assert await read(other.client, [1]) == [None]
         assert await database.fetchval("SELECT count(*) FROM serving.row_set WHERE state = 'loading'") == 0
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pytest
 import redis.asyncio
 from pydantic import SecretStr
@@ -16,7 +17,7 @@ import chassis.redis
 from chassis import errors
 from chassis.redis import open_redis
 from chassis.settings import Settings
-from services.serving.rows import MOST_CONNECTIONS, Rows
+from services.serving.rows import MOST_CONNECTIONS, Batch, Rows
 from tests.conftest import Servers
 
 
@@ -40,7 +41,7 @@ async def test_writing_without_redis_is_unavailable_and_can_be_tried_again(nobod
     """Not a group of errors: the worker tries again what is Unavailable, and gives up on what is Internal."""
     async with open_redis(Settings(redis_url=SecretStr(f"redis://127.0.0.1:{nobody}"))) as client:
         with pytest.raises(errors.Unavailable):
-            await Rows(client, "test", 100).write([b"1", b"2"], [b"a", b"b"], 0)
+            await Rows(client, "test", 100).write(Batch(pa.array(["1", "2"]), [pa.array(["a", "b"])]), 0)
 
 
 async def test_why_redis_does_not_answer_is_logged_once(nobody: int, logs: list[dict[str, object]]) -> None:
@@ -78,10 +79,9 @@ async def use_at_once(rows: Rows, callers: int) -> None:
 
     async def use(number: int) -> None:
         row_keys = [b"test:1:%d" % each for each in range(number, number + 50)]
-        values = [b"%d\nx" % number for _ in row_keys]
-        await asyncio.gather(
-            rows.read(row_keys), rows.write_newer(row_keys, values, 0), rows.write(row_keys, values, 1000), rows.ping()
-        )
+        parts = [pa.array([str(number)] * 50), pa.array(["x"] * 50)]
+        batch = Batch(pa.array([key.decode() for key in row_keys]), parts)
+        await asyncio.gather(rows.read(row_keys), rows.write_newer(batch, 0), rows.write(batch, 1000), rows.ping())
 
     await asyncio.gather(rows.remove(2), *map(use, range(callers)))
 
@@ -91,3 +91,22 @@ async def test_any_number_of_callers_is_content_with_few_connections(servers: Se
     async with redis.asyncio.Redis.from_url(servers.redis_url, max_connections=MOST_CONNECTIONS) as client:
         await use_at_once(Rows(client, "test", 100), 200)
         await client.flushdb()
+
+
+async def test_rows_are_kept_byte_by_byte(servers: Servers) -> None:
+    """Of any length, in every way of writing, with what the protocol itself is made of in them."""
+    odd = ["", "x" * 100_000, "\r\n$3\r\n", "é☃", "*", None]
+    keys, read = [f"test:1:{each or number}" for number, each in enumerate(odd)], [None, *odd]
+    whole = pa.table({"key": ["cut off", *keys], "age": [""] * 7, "text": read}).slice(1)
+    columns = [whole[name].combine_chunks() for name in whole.column_names]
+    batch = Batch(columns[0], columns[1:])
+    values = [b"\n" + ("null" if each is None else each).encode() for each in odd]
+    async with redis.asyncio.Redis.from_url(servers.redis_url, max_connections=MOST_CONNECTIONS) as client:
+        rows = Rows(client, "test", 100)
+        for write, time_to_live_ms in ((rows.write, 0), (rows.write, 60_000), (rows.write_newer, 0)):
+            await write(batch, time_to_live_ms)
+            assert await rows.read([key.encode() for key in keys]) == values
+            assert (await client.pttl(keys[0]) > 0) == bool(time_to_live_ms)
+            await client.flushdb()
+        await rows.write(Batch(columns[0].slice(0, 0), [columns[1].slice(0, 0)]), 0)
+        assert await client.dbsize() == 0

@@ -7,6 +7,7 @@ import datetime
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from chassis import errors
@@ -16,7 +17,7 @@ from chassis.settings import Settings
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1.value_pb2 import Value
 from services.serving import statistics as census
-from services.serving.rows import Rows
+from services.serving.rows import Batch, Rows
 from tests.serving.conftest import MERGE, Client
 
 Refused = Callable[..., Any]
@@ -92,8 +93,9 @@ async def test_of_many_rows_a_part_is_counted(settings: Settings) -> None:
     async with open_redis(settings) as client:
         rows = Rows(client, "t", 1000)
         for row_set, count in ((1, 30_000), (2, 10_000), (3, 3)):
-            row_keys = [rows.prefix(row_set) + b"%d" % number for number in range(count)]
-            await rows.write(row_keys, [b"\n1"] * count, 0)
+            prefix = rows.prefix(row_set).decode()
+            keys, parts = ([f"{prefix}{number}" for number in range(count)], [[""] * count, ["1"] * count])
+            await rows.write(Batch(pa.array(keys), [pa.array(part) for part in parts]), 0)
         whole = await rows.sample(1000)
         assert (whole.rows, whole.whole) == ({1: 30_000, 2: 10_000, 3: 3}, True)
         part = await rows.sample(5)
