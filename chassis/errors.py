@@ -188,7 +188,7 @@ class InProcessError(grpc.aio.AioRpcError):
         super().__init__(raised.code, Metadata(), Metadata(), details=details)
         self.raised = raised
 
-    def trailing_metadata(self) -> Metadata:  # type: ignore[override] - as AioRpcError has it, unlike its own base
+    def trailing_metadata(self) -> Metadata:  # type: ignore[override]  # as AioRpcError has it
         return Metadata(*self.raised.trailers())
 
 
