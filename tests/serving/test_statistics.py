@@ -172,3 +172,28 @@ async def test_wrong_requests(serving: Client, refused: Refused) -> None:
     for days in (-1, 401):
         await refused("INVALID_FIELD", statistics(serving, days=days))
     await refused("FEATURE_GROUP_NOT_FOUND", statistics(serving, "h"))
+
+
+async def test_many_groups_at_once(counting: Client, refused: Refused) -> None:
+    """What each alone would be told, in the order that was asked for; groups that are not there are left out."""
+    for name, rows in (("a", 2), ("b", 1), ("empty", 0)):
+        group = await counting.group(name, {"id": "bigint"}, ["id"])
+        if rows:
+            await counting.write(group, [{"id": number} for number in range(rows)])
+
+    def named(*names: str, store: str = "demo") -> list[pb.FeatureGroupName]:
+        return [pb.FeatureGroupName(feature_store=store, name=name, version=1) for name in names]
+
+    asked = [*named("b", "nothing"), *named("a", store="nowhere"), *named("empty", "a")]
+    request = pb.ListFeatureGroupStatisticsRequest(feature_groups=asked)
+    answer = await counting.call("ListFeatureGroupStatistics", request)
+    assert [each.feature_group.name for each in answer.statistics] == ["b", "empty", "a"]
+    assert [each.statistics.rows for each in answer.statistics] == [1, 0, 2]
+    for each in answer.statistics:
+        alone = await statistics(counting, each.feature_group.name)
+        assert (each.statistics.bytes, list(each.statistics.days)) == (alone.bytes, list(alone.days))
+    none = await counting.call("ListFeatureGroupStatistics", pb.ListFeatureGroupStatisticsRequest())
+    assert list(none.statistics) == []
+    for wrong in ({"feature_groups": named("a") * 1_001}, {"days": 401}, {"days": -1}):
+        request = pb.ListFeatureGroupStatisticsRequest(**wrong)
+        await refused("INVALID_FIELD", counting.call("ListFeatureGroupStatistics", request))
