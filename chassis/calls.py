@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from random import getrandbits
@@ -19,6 +19,7 @@ REQUEST_ID = "x-request-id"
 # known who calls, so that nobody learns what is wrong with a request before showing a credential.
 UNREADABLE = "x-triglot-unreadable-bin"
 DEFAULT_TIMEOUT_SECONDS = 10.0
+Metadata = Sequence[tuple[str, str | bytes]]
 # The bits that mark a random UUID.
 _NOT_VERSION = ~(0xF000_C000 << 48)
 _VERSION_4 = 0x4000_8000 << 48
@@ -87,7 +88,7 @@ async def invoke(
     method: Callable[..., Any],
     request: Any,
     *,
-    metadata: Sequence[tuple[str, str | bytes]] = (),
+    metadata: Metadata = (),
     timeout_seconds: float | None = None,
 ) -> Any:
     """Call another service: `method` is a stub's method, `request` a message or an async iterator of messages.
@@ -95,12 +96,35 @@ async def invoke(
     The deadline is `timeout_seconds`, but never later than that of the call under way; its request id goes along.
     Raises the TriglotError that the other service raised.
     """
-    call = _CURRENT.get()
-    timeout = timeout_seconds or DEFAULT_TIMEOUT_SECONDS
-    if call is not None:
-        metadata = (*metadata, (REQUEST_ID, call.request_id))
-        timeout = min(timeout, call.remaining(timeout))
+    timeout, metadata = _on_behalf(metadata, timeout_seconds)
     try:
         return await method(request, timeout=timeout, metadata=metadata)
     except grpc.aio.AioRpcError as error:
         raise errors.from_rpc(error) from None
+
+
+async def stream(
+    method: Callable[..., Any],
+    request: Any,
+    *,
+    metadata: Metadata = (),
+    timeout_seconds: float | None = None,
+) -> AsyncGenerator[Any]:
+    """As `invoke`, of a method that answers with several messages. Closing it ends the call."""
+    timeout, metadata = _on_behalf(metadata, timeout_seconds)
+    call = method(request, timeout=timeout, metadata=metadata)
+    try:
+        async for message in call:
+            yield message
+    except grpc.aio.AioRpcError as error:
+        raise errors.from_rpc(error) from None
+    finally:
+        call.cancel()
+
+
+def _on_behalf(metadata: Metadata, timeout_seconds: float | None) -> tuple[float, Metadata]:
+    call = _CURRENT.get()
+    timeout = timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+    if call is None:
+        return timeout, metadata
+    return min(timeout, call.remaining(timeout)), (*metadata, (REQUEST_ID, call.request_id))

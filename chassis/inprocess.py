@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -30,10 +30,10 @@ class InProcessChannel(grpc.aio.Channel):
         return _Method(self._endpoints.get(method), method)
 
     def unary_stream(self, method: str, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError(f"{method}: no service of ours answers with a stream")
+        return _StreamMethod(self._endpoints.get(method), method)
 
     def stream_stream(self, method: str, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError(f"{method}: no service of ours answers with a stream")
+        raise NotImplementedError(f"{method}: no service of ours answers a stream with a stream")
 
     async def __aenter__(self) -> InProcessChannel:
         return self
@@ -66,6 +66,8 @@ class _NoContext:
 
 
 _CONTEXT = _NoContext()
+# Messages of a stream that wait for whoever takes them.
+_AHEAD = 2
 _Metadata = Iterable[tuple[str, str | bytes]] | None
 
 
@@ -108,22 +110,70 @@ class _UnaryCall:
         return self._error.trailing_metadata() if self._error else Metadata()
 
 
+class _StreamMethod:
+    """A stub's method that answers with several messages."""
+
+    def __init__(self, endpoint: Endpoint | None, path: str) -> None:
+        self._endpoint = endpoint
+        self._path = path
+
+    def __call__(
+        self, request: Any, *, timeout: float | None = None, metadata: _Metadata = None, **_: Any
+    ) -> _StreamCall:
+        return _StreamCall(
+            lambda context: _unary(self._endpoint, self._path, request, timeout, metadata, context=context)
+        )
+
+
+class _StreamCall(_NoContext):
+    """Iterable once. The endpoint is a few messages ahead of whoever takes them, and waits for it then."""
+
+    def __init__(self, answer: Callable[[_NoContext], Awaitable[None]]) -> None:
+        # Messages, and at the end an error or None.
+        self._written: asyncio.Queue[Any] = asyncio.Queue(maxsize=_AHEAD)
+        self._answering = asyncio.ensure_future(self._run(answer))
+
+    async def write(self, message: Any) -> None:
+        """What the endpoint calls for each message."""
+        await self._written.put(message)
+
+    async def _run(self, answer: Callable[[_NoContext], Awaitable[None]]) -> None:
+        end = None
+        try:
+            await answer(self)
+        except AioRpcError as error:
+            end = error
+        await self._written.put(end)
+
+    async def __aiter__(self) -> AsyncGenerator[Any]:
+        while (message := await self._written.get()) is not None:
+            if isinstance(message, AioRpcError):
+                raise message
+            yield message
+
+    def cancel(self) -> bool:
+        """End the call if it is under way."""
+        return self._answering.cancel()
+
+
 async def _unary(
     endpoint: Endpoint | None,
     path: str,
     request: Any,
     timeout_seconds: float | None,
     metadata: _Metadata,
+    *,
+    context: _NoContext = _CONTEXT,
 ) -> Any:
     if endpoint is None:
         raise _rpc_error(errors.Unimplemented(f"{path} is not implemented"), None)
     shown = dict(metadata or ())
     try:
         if timeout_seconds is None:
-            return await endpoint.serve_unary(request, shown, None, _CONTEXT)
+            return await endpoint.serve_unary(request, shown, None, context)
         deadline = time.monotonic() + timeout_seconds
         with deadlines.within(timeout_seconds):
-            return await endpoint.serve_unary(request, shown, deadline, _CONTEXT)
+            return await endpoint.serve_unary(request, shown, deadline, context)
     except errors.TriglotError as error:
         raise _rpc_error(error, endpoint) from None
     except TimeoutError:

@@ -54,7 +54,10 @@ class Policy:
 
 
 class Endpoint:
-    """One RPC of one service. Its answer is one message; what it takes is a message or a stream of them."""
+    """One RPC of one service. It takes a message or a stream of them, and answers with one message or writes several.
+
+    A method that answers with several is a coroutine that awaits `context.write(message)` for each.
+    """
 
     def __init__(self, path: str, handler: Any, policy: Policy) -> None:
         self.path = path
@@ -67,13 +70,16 @@ class Endpoint:
         self._overload = policy.overload if handler.unary_unary and not self._open else None
         checked = policy.action_prefix is not None and name not in policy.free_rpcs | policy.open_rpcs
         self._action = f"{policy.action_prefix}{name}" if checked else None
-        self._behavior: Callable[[Any, Any], Any] = handler.unary_unary or handler.stream_unary
+        self._behavior: Callable[[Any, Any], Any] = handler.unary_unary or handler.stream_unary or handler.unary_stream
         self._succeeded = rpc_seconds.series(path, grpc.StatusCode.OK.name)
         self._in_flight = 0
         rpc_in_flight.labels(path).set_function(lambda: self._in_flight)
 
     async def serve_unary(self, request: Any, metadata: Metadata, deadline: float | None, context: Any) -> Any:
-        """Answer a call. `request` is a message or an iterator of them. Raises TriglotError and nothing else."""
+        """Answer a call. `request` is a message or an iterator of them. Raises TriglotError and nothing else.
+
+        None is the answer of a call that writes its messages.
+        """
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         call = _call(metadata, deadline)

@@ -164,7 +164,11 @@ def _adapt(endpoint: Endpoint) -> Any:
             await context.abort(error.code, endpoint.details(error), error.trailers())
 
     handler = endpoint.handler
-    make: Any = grpc.unary_unary_rpc_method_handler if handler.unary_unary else grpc.stream_unary_rpc_method_handler
+    make: Any = grpc.stream_unary_rpc_method_handler
+    if handler.unary_unary:
+        make = grpc.unary_unary_rpc_method_handler
+    elif handler.unary_stream:
+        make = grpc.unary_stream_rpc_method_handler
     return make(answer, handler.request_deserializer, handler.response_serializer)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 
 import structlog
 from google.protobuf.empty_pb2 import Empty
@@ -55,6 +55,8 @@ class RowEndpoint:
             hidden = errors.Internal(f"Internal error, request id {exchange.request_id}")
             answer = self._dialect.render_error(hidden, exchange)
         await _send(send, answer, exchange.request_id, close=close)
+        if answer.rest is not None:
+            await self._send_rest(send, answer.rest)
         series = http_seconds.series(self._dialect.name, self._row.operation, str(answer.status))
         series.observe(time.perf_counter() - started)
 
@@ -77,6 +79,17 @@ class RowEndpoint:
                 metadata = (*self._dialect.credential(exchange), (calls.UNREADABLE, fault.status().SerializeToString()))
                 await calls.invoke(self._row.rpc, Empty(), metadata=metadata, timeout_seconds=self._timeout_seconds)
 
+    async def _send_rest(self, send: Send, rest: AsyncGenerator[bytes]) -> None:
+        """The rest of a body. If it breaks off, so does the connection: the status has been sent by then."""
+        async with aclosing(rest):
+            try:
+                async for part in rest:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except errors.TriglotError as error:
+                log.warning("broken off", operation=self._row.operation, reason=error.reason, message=error.message)
+                return
+        await send({"type": "http.response.body", "body": b""})
+
     async def _answer(self, exchange: Exchange) -> Answer:
         row = self._row
         if row.rpc is None:
@@ -91,12 +104,22 @@ class RowEndpoint:
             message, unreadable = Empty(), error
             metadata = (*metadata, (calls.UNREADABLE, error.status().SerializeToString()))
         try:
+            if row.streams:
+                replies = calls.stream(row.rpc, message, metadata=metadata, timeout_seconds=self._timeout_seconds)
+                return await _begun(row.answer(exchange, replies))
             reply = await calls.invoke(row.rpc, message, metadata=metadata, timeout_seconds=self._timeout_seconds)
         except errors.TriglotError as refusal:
             if unreadable is not None and (refusal.reason, refusal.message) == (unreadable.reason, unreadable.message):
                 raise unreadable from None
             raise
         return row.answer(exchange, reply)
+
+
+async def _begun(answer: Answer) -> Answer:
+    """An answer whose body comes bit by bit, with its first bit: what is refused is refused before a status is sent."""
+    assert answer.rest is not None  # noqa: S101 - a row that streams answers so
+    answer.body = await anext(answer.rest, b"")
+    return answer
 
 
 def _exchange(scope: Scope) -> Exchange:
@@ -138,16 +161,14 @@ async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
 
 
 async def _send(send: Send, answer: Answer, request_id: str, *, close: bool = False) -> None:
-    headers = [
-        (b"content-type", answer.media_type.encode()),
-        (b"content-length", str(len(answer.body)).encode()),
-        (b"x-request-id", request_id.encode()),
-    ]
+    headers = [(b"content-type", answer.media_type.encode()), (b"x-request-id", request_id.encode())]
+    if answer.rest is None:
+        headers.append((b"content-length", str(len(answer.body)).encode()))
     headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": answer.rest is not None})
 
 
 class Refusal:

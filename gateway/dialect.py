@@ -24,7 +24,9 @@ class Row:
     operation: str  # its name in metrics and logs
     rpc: Callable[..., Any] | None
     request: Callable[[Exchange], Any]
+    # Gets the RPC's answer; of one that answers with several messages, an iterator of them.
     answer: Callable[[Exchange, Any], Answer]
+    streams: bool = False  # whether the RPC answers with several messages
 
 
 @dataclass(frozen=True)

@@ -349,6 +349,51 @@ FROM (
 ) p
 GROUP BY p.project;
 
+-- name: direct_edges_by_target
+-- edge_by_project. The direct edges of project $1, a row for each target: how many, and their JSON.
+SELECT count(*) AS edges, string_agg(
+    registry.edge_json(e.source_type, e.source_name, e.target_type, e.target_name), ','
+    ORDER BY e.source_type, e.source_name
+) AS content
+FROM registry.edge e WHERE e.project = $1
+GROUP BY e.target_type, e.target_name ORDER BY e.target_type, e.target_name;
+
+-- name: indirect_edges_by_source
+-- edge_source, edge_by_project. The indirect edges of project $1 that lead to data sources, in the same way.
+SELECT count(*) AS edges, string_agg(
+    registry.edge_json('entity', p.entity, 'dataSource', p.source), ',' ORDER BY p.entity
+) AS content
+FROM (
+    SELECT DISTINCT e.source_name AS entity, d.source_name AS source
+    FROM registry.edge e
+    JOIN registry.edge d ON d.project = e.project AND d.target_type = e.target_type AND d.target_name = e.target_name
+    WHERE e.project = $1 AND e.source_type = 'entity' AND d.source_type = 'dataSource'
+) p
+GROUP BY p.source ORDER BY p.source;
+
+-- name: indirect_edges_by_service
+-- edge_by_project. The indirect edges of project $1 that lead to feature services, which come after data sources.
+SELECT l.edges, l.content
+FROM (
+    SELECT DISTINCT e.target_name AS name
+    FROM registry.edge e WHERE e.project = $1 AND e.target_type = 'featureService'
+) s
+CROSS JOIN LATERAL (
+    SELECT count(*) AS edges, string_agg(
+        registry.edge_json(d.source_type, d.source_name, 'featureService', s.name), ','
+        ORDER BY d.source_type, d.source_name
+    ) AS content
+    FROM (
+        SELECT DISTINCT v.source_type, v.source_name
+        FROM registry.edge u
+        JOIN registry.edge v ON v.project = u.project AND v.target_type = u.source_type
+            AND v.target_name = u.source_name
+        WHERE u.project = $1 AND u.target_type = 'featureService' AND u.target_name = s.name
+    ) d
+    HAVING count(*) > 0
+) l
+ORDER BY s.name;
+
 -- name: covered_by_permissions
 -- object_key, then object_updated. For permissions named in arrays (project, name): the objects that each speaks of, the
 -- $3 that changed last.

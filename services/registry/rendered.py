@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
 from protos.gen.triglot.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from services.registry import checks, definitions, kinds
+from services.registry.contents import Contents
 from services.registry.counts import CountStore, Newest, PopularTag
 from services.registry.kinds import Edge
 from services.registry.lineage import Edges, LineageStore
@@ -25,17 +27,6 @@ from services.registry.visits import Visit, VisitStore
 
 # Lists that come along with counts end here, so that they cost the same in a large registry.
 NEWEST = 100
-# The lists of a project's contents; None is any feature view but a label view.
-_CONTENTS: Mapping[str, kinds.Kind | None] = {
-    "entities": kinds.ENTITY,
-    "data_sources": kinds.DATA_SOURCE,
-    "feature_views": None,
-    "label_views": kinds.LABEL_VIEW,
-    "feature_services": kinds.FEATURE_SERVICE,
-    "features": kinds.FEATURE,
-    "labels": kinds.LABEL,
-    "saved_datasets": kinds.SAVED_DATASET,
-}
 _FEATURE_VIEWS = [kind for kind in kinds.VIEWS if kind is not kinds.LABEL_VIEW]
 
 
@@ -59,6 +50,7 @@ class RenderedServicer(RegistryServiceServicer):
         self._counts = counts
         self._lineage = lineage
         self._max_page = max_page
+        self._contents = Contents(store, lineage, max_message_bytes)
         self._max_message_bytes = max_message_bytes
 
     async def ListObjects(self, request: rpc.ListObjectsRequest, context: Any) -> rpc.ListObjectsResponse:
@@ -108,12 +100,13 @@ class RenderedServicer(RegistryServiceServicer):
             )
             for wanted in (False, True)
         ]
-        return rpc.ListRelationshipsResponse(
+        response = rpc.ListRelationshipsResponse(
             relationships=_in_projects(direct),
             indirect_relationships=_in_projects(indirect),
             total=direct.total,
             indirect_total=indirect.total,
         )
+        return checks.sized(response, self._max_message_bytes)
 
     async def ListObjectRelationships(
         self, request: rpc.ListObjectRelationshipsRequest, context: Any
@@ -125,7 +118,8 @@ class RenderedServicer(RegistryServiceServicer):
         edges = around.get(key, ())
         start = (request.page - 1) * request.limit if request.page else 0
         shown = edges[start : start + request.limit] if request.page else edges
-        return rpc.ListObjectRelationshipsResponse(relationships=_relationships(shown), total=len(edges))
+        response = rpc.ListObjectRelationshipsResponse(relationships=_relationships(shown), total=len(edges))
+        return checks.sized(response, self._max_message_bytes)
 
     async def SearchObjects(self, request: rpc.SearchObjectsRequest, context: Any) -> rpc.SearchObjectsResponse:
         checks.search(request.query, request.sort_by)
@@ -184,8 +178,17 @@ class RenderedServicer(RegistryServiceServicer):
     ) -> rpc.GetProjectContentsResponse:
         checks.project_name(request.project)
         checks.page(request.page, request.limit, self._max_page)
-        (contents,) = await self._contents([request.project], request.page, request.limit)
+        (contents,) = await self._contents.of([request.project], request.page, request.limit)
         return rpc.GetProjectContentsResponse(contents=contents)
+
+    async def StreamProjectContents(  # type: ignore[override]  # it writes what it answers
+        self, request: rpc.StreamProjectContentsRequest, context: Any
+    ) -> None:
+        checks.project_name(request.project)
+        checks.page(request.page, request.limit, self._max_page)
+        async with aclosing(self._contents.parts(request.project, request.page, request.limit)) as parts:
+            async for part in parts:
+                await context.write(part)
 
     async def ListProjectContents(
         self, request: rpc.ListProjectContentsRequest, context: Any
@@ -193,40 +196,8 @@ class RenderedServicer(RegistryServiceServicer):
         checks.page(request.page, request.limit, self._max_page)
         wanted = Listing(kinds.PROJECT, page=request.page, limit=request.limit, hide_protected=True)
         projects = await self._store.page(wanted, rendered=True)
-        contents = await self._contents([found.name for found in projects.objects])
+        contents = await self._contents.of([found.name for found in projects.objects])
         return rpc.ListProjectContentsResponse(projects=contents, total=projects.total)
-
-    async def _contents(self, projects: Sequence[str], page: int = 0, limit: int = 0) -> Sequence[rpc.ProjectContents]:
-        """What some projects hold. A page only of a single one. ResourceExhausted if it is more than a message."""
-        shown = {project: rpc.ProjectContents(project=project) for project in projects}
-        if not shown:
-            return ()
-        size = 0
-        for field, kind in _CONTENTS.items():
-            listed = await self._store.page(Listing(kind, projects=projects, page=page, limit=limit), rendered=True)
-            size = self._grown(size, (found.content for found in listed.objects))
-            lists = {project: getattr(contents, field) for project, contents in shown.items()}
-            objects = {project: found.objects for project, found in lists.items()}
-            for found in listed.objects:
-                objects[found.project].append(found.content)
-            for each in lists.values():
-                each.total = listed.total if page else len(each.objects)
-        for field in ("relationships", "indirect_relationships"):
-            indirect = field == "indirect_relationships"
-            edges = await self._lineage.rendered(projects, indirect=indirect, page=page, limit=limit)
-            size = self._grown(size, (content for content, _ in edges.values()))
-            for project, contents in shown.items():
-                content, total = edges.get(project, (b"[]", 0))
-                setattr(contents, field, content)
-                setattr(contents, f"{field}_total", total)
-        return list(shown.values())
-
-    def _grown(self, size: int, contents: Iterable[bytes]) -> int:
-        """The size of an answer to which contents are added."""
-        size += sum(map(len, contents))
-        if size > self._max_message_bytes:
-            raise checks.too_large(self._max_message_bytes)
-        return size
 
     async def ListMaterializations(
         self, request: rpc.ListMaterializationsRequest, context: Any

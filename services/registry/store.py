@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +55,34 @@ class StoredProject:
     uuid: str
     infra: bytes | None
     updated: datetime
+
+
+class Snapshot:
+    """The registry as it was at one moment. Read as it is consumed, so that only a batch at a time is in memory."""
+
+    def __init__(self, connection: Connection, access: Access) -> None:
+        self._connection = connection
+        self._access = access
+
+    async def batches(self, wanted: listing.Listing, *, rendered: bool = False) -> AsyncGenerator[Sequence[Content]]:
+        """All objects of a list, as messages or as JSON."""
+        where, arguments = listing.conditions(wanted)
+        head = QUERIES.page_rendered if rendered else QUERIES.page_of_protos
+        async for rows in self._rows(f"{head} {where} ORDER BY {listing.order(wanted)}", *arguments):
+            yield _contents(rows, rendered)
+
+    async def edges(self, project: str, *, indirect: bool) -> AsyncGenerator[tuple[int, Sequence[bytes]]]:
+        """The edges of a project: so many, and for each target their JSON with commas between them."""
+        direct = (QUERIES.direct_edges_by_target,)
+        for query in (QUERIES.indirect_edges_by_source, QUERIES.indirect_edges_by_service) if indirect else direct:
+            async for rows in self._rows(query, project):
+                yield sum(row["edges"] for row in rows), [row["content"].encode() for row in rows]
+
+    async def _rows(self, query: str, *arguments: Any) -> AsyncGenerator[Sequence[asyncpg.Record]]:
+        statement, narrowed = self._access.narrowed(query, arguments)
+        cursor = await self._connection.cursor(statement, *narrowed)
+        while rows := await cursor.fetch(_BATCH):
+            yield rows
 
 
 class RegistryStore:
@@ -201,20 +230,12 @@ class RegistryStore:
             raise too_large(self._max_bytes)
         return Page(objects, total if wanted.paged else len(objects))
 
-    async def everything(self, wanted: Sequence[Kind]) -> AsyncGenerator[Content]:
-        """The messages of all objects of some kinds, as they were at one moment, but those of protected projects.
-
-        They are read as they are consumed, so that only some of them are in memory.
-        """
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """The registry as it is now, for as long as the block runs."""
         async with self._database.transaction() as connection:
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            for kind in wanted:
-                every = listing.Listing(kind, hide_protected=True)
-                where, arguments = listing.conditions(every)
-                statement = f"{QUERIES.page_of_protos} {where} ORDER BY {listing.order(every)}"
-                statement, narrowed = self._access.narrowed(statement, tuple(arguments))
-                async for row in connection.cursor(statement, *narrowed, prefetch=_BATCH):
-                    yield _contents([row], rendered=False)[0]
+            yield Snapshot(connection, self._access)
 
     async def projects(self, names: Sequence[str]) -> Sequence[StoredProject]:
         """What is kept of projects besides their objects, of those that the caller may read."""

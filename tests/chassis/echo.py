@@ -28,6 +28,10 @@ class ByName:
 
 
 class Echo:
+    def __init__(self) -> None:
+        self.written = 0
+        self.given_up = asyncio.Event()
+
     async def say(self, request: Text, context: Any) -> Text:
         match request.value.partition(" "):
             case "missing", _, name:
@@ -43,6 +47,19 @@ class Echo:
     async def ping(self, request: Text, context: Any) -> Text:
         return Text(value="pong")
 
+    async def spell(self, request: Text, context: Any) -> None:
+        """Each letter by itself. A question mark is an error, a full stop waits until the caller gives up."""
+        for letter in request.value:
+            if letter == "?":
+                raise errors.NotFound("no letter", reason="FEATURE_VIEW_NOT_FOUND")
+            if letter == ".":
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self.given_up.set()
+            await context.write(Text(value=letter))
+            self.written += 1
+
     async def join(self, requests: AsyncIterator[Text], context: Any) -> Text:
         return Text(value=",".join([request.value async for request in requests]))
 
@@ -54,12 +71,13 @@ def add_to_server(servicer: Echo, server: Any) -> None:
         {
             "Say": grpc.unary_unary_rpc_method_handler(servicer.say, **shape),
             "Ping": grpc.unary_unary_rpc_method_handler(servicer.ping, **shape),
+            "Spell": grpc.unary_stream_rpc_method_handler(servicer.spell, **shape),
             "Join": grpc.stream_unary_rpc_method_handler(servicer.join, **shape),
         },
     )
 
 
-def service(overload: Overload | None = None) -> Service:
+def service(overload: Overload | None = None, echo: Echo | None = None) -> Service:
     policy = Policy(
         ByName(),
         action_prefix="test:",
@@ -67,7 +85,7 @@ def service(overload: Overload | None = None) -> Service:
         overload=overload,
         details=lambda error: f"details: {error.message}",
     )
-    return mount(add_to_server, Echo(), policy)
+    return mount(add_to_server, echo or Echo(), policy)
 
 
 class Stub:
@@ -77,5 +95,6 @@ class Stub:
         shape = {"request_serializer": Text.SerializeToString, "response_deserializer": Text.FromString}
         self.Say = channel.unary_unary("/test.Echo/Say", **shape)
         self.Ping = channel.unary_unary("/test.Echo/Ping", **shape)
+        self.Spell = channel.unary_stream("/test.Echo/Spell", **shape)
         self.Join = channel.stream_unary("/test.Echo/Join", **shape)
         self.Nothing = channel.unary_unary("/test.Echo/Nothing", **shape)

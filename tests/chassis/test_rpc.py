@@ -23,7 +23,7 @@ from chassis.inprocess import InProcessChannel
 from chassis.limits import Overload
 from chassis.rpc import Service
 from chassis.server import GrpcServer
-from tests.chassis.echo import Stub, Text, service
+from tests.chassis.echo import Echo, Stub, Text, service
 from tests.patience import PATIENCE_SECONDS, until
 
 ADMIN = (("authorization", "admin"),)
@@ -65,6 +65,58 @@ async def test_an_answer(channel: grpc.aio.Channel) -> None:
 async def test_identity_and_request_id_reach_the_handler(channel: grpc.aio.Channel) -> None:
     answer = await Stub(channel).Say(Text(value="who"), metadata=(*ADMIN, (calls.REQUEST_ID, "R-1")))
     assert answer.value == "admin R-1"
+
+
+@pytest.mark.parametrize("world", ["port", "process"])
+class TestAnswersInSeveralMessages:
+    async def test_they_come_in_their_order(self, world: str) -> None:
+        async with open_world(world, service()) as channel:
+            spelt = calls.stream(Stub(channel).Spell, Text(value="hello"), metadata=(*ADMIN, (calls.REQUEST_ID, "R-1")))
+            assert [text.value async for text in spelt] == list("hello")
+            assert [text async for text in calls.stream(Stub(channel).Spell, Text(), metadata=ADMIN)] == []
+
+    async def test_whoever_calls_is_asked_first(self, world: str) -> None:
+        async with open_world(world, service()) as channel:
+            with pytest.raises(errors.Unauthenticated) as raised:
+                await anext(calls.stream(Stub(channel).Spell, Text(value="hello")))
+            assert raised.value.reason == "CREDENTIAL_MISSING"
+            with pytest.raises(errors.PermissionDenied):
+                await anext(calls.stream(Stub(channel).Spell, Text(value="hello"), metadata=GUEST))
+
+    async def test_an_error_in_the_middle_comes_after_what_was_written(self, world: str) -> None:
+        async with open_world(world, service()) as channel:
+            spelt = calls.stream(Stub(channel).Spell, Text(value="ab?c"), metadata=ADMIN)
+            assert [(await anext(spelt)).value for _ in range(2)] == ["a", "b"]
+            with pytest.raises(errors.NotFound) as raised:
+                await anext(spelt)
+            assert raised.value.reason == "FEATURE_VIEW_NOT_FOUND"
+
+    async def test_a_deadline_holds_for_all_of_them(self, world: str) -> None:
+        async with open_world(world, service()) as channel:
+            spelt = calls.stream(Stub(channel).Spell, Text(value="a."), metadata=ADMIN, timeout_seconds=0.5)
+            assert (await anext(spelt)).value == "a"
+            with pytest.raises(errors.DeadlineExceeded):
+                await anext(spelt)
+
+    async def test_closing_ends_the_call(self, world: str) -> None:
+        echo = Echo()
+        async with open_world(world, service(echo=echo)) as channel:
+            spelt = calls.stream(Stub(channel).Spell, Text(value="a."), metadata=ADMIN, timeout_seconds=60)
+            assert (await anext(spelt)).value == "a"
+            await spelt.aclose()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await echo.given_up.wait()
+
+
+async def test_in_the_process_nobody_writes_far_ahead_of_who_reads() -> None:
+    echo = Echo()
+    async with open_world("process", service(echo=echo)) as channel:
+        spelt = calls.stream(Stub(channel).Spell, Text(value="abcdefghij"), metadata=ADMIN)
+        assert (await anext(spelt)).value == "a"
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert echo.written < 5
+        assert "".join([text.value async for text in spelt]) == "bcdefghij"
 
 
 @pytest.mark.parametrize(

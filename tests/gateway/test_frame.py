@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import httpx2
@@ -20,6 +20,11 @@ from tests.chassis.echo import Stub, Text, service
 from tests.patience import PATIENCE_SECONDS
 
 SETTINGS = GatewaySettings(max_body_bytes=1024, ports=(0, 0))
+
+
+async def spelt(letters: AsyncIterator[Text]) -> AsyncGenerator[bytes]:
+    async for letter in letters:
+        yield letter.value.encode()
 
 
 def dialect(name: str, prefix: str) -> Dialect:
@@ -41,6 +46,15 @@ def dialect(name: str, prefix: str) -> Dialect:
                 stub.Say,
                 lambda exchange: Text(value=exchange.path_params["word"] + exchange.body.decode()),
                 lambda exchange, reply: json_answer({"said": reply.value, "query": exchange.query}),
+            ),
+            Row(
+                ("GET",),
+                f"{prefix}/spell/{{word}}",
+                "Spell",
+                stub.Spell,
+                lambda exchange: Text(value=exchange.path_params["word"]),
+                lambda exchange, letters: Answer(rest=spelt(letters)),
+                streams=True,
             ),
             Row(("GET",), f"{prefix}/broken", "Broken", stub.Say, broken, lambda exchange, reply: Answer()),
             Row(("GET",), f"{prefix}/own", "Own", None, lambda exchange: None, lambda exchange, _: Answer(204)),
@@ -123,4 +137,24 @@ async def test_several_ports_and_keep_alive() -> None:
             for body, said in ((b"", "a"), (b"x" * 5000, None), (b"", "a")):
                 answer = await client.post(f"http://127.0.0.1:{port}/say/a", content=body)
                 assert answer.json().get("said") == said
+    await asyncio.wait_for(server.stop(), PATIENCE_SECONDS)
+
+
+async def test_an_answer_that_comes_bit_by_bit() -> None:
+    """What fails before the first bit is refused in the dialect's words; after it the connection breaks off."""
+    settings = SETTINGS.model_copy(update={"timeout_seconds": 0.5})
+    server = HttpServer(create_app((dialect("one", ""),), settings), settings, host="127.0.0.1", drain_seconds=1)
+    port, _ = await server.start()
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        whole = await client.get("/spell/hello")
+        assert (whole.status_code, whole.text) == (200, "hello")
+        assert "content-length" not in whole.headers
+        refused = await client.get("/spell/hello", headers={"x-who": "guest"})
+        assert (refused.status_code, refused.json()["reason"]) == (407, "ACTION_NOT_ALLOWED")
+        first = await client.get("/spell/%3F")
+        assert first.json()["reason"] == "FEATURE_VIEW_NOT_FOUND"
+        for breaks_off in ("/spell/he%3F", "/spell/he."):
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await client.get(breaks_off)
+        assert (await client.get("/spell/hello")).text == "hello"
     await asyncio.wait_for(server.stop(), PATIENCE_SECONDS)

@@ -58,8 +58,35 @@ LISTS = ("entities", "data_sources", "feature_views", "label_views", "feature_se
 
 
 async def contents(registry: Registry, **fields: Any) -> Any:
-    request = own.GetProjectContentsRequest(**fields)
-    return (await registry(registry.rendered.GetProjectContents, request)).contents
+    """What a project holds: in one message, and the same in parts."""
+    reply = await registry(registry.rendered.GetProjectContents, own.GetProjectContentsRequest(**fields))
+    found: own.ProjectContents = reply.contents
+    assert await streamed(registry, **fields) == {
+        field: (list(getattr(found, field).objects), getattr(found, field).total)
+        for field in (*LISTS, "saved_datasets")
+    } | {
+        field: (json.loads(getattr(found, field)), getattr(found, f"{field}_total"))
+        for field in ("relationships", "indirect_relationships")
+    }
+    return found
+
+
+async def streamed(registry: Registry, **fields: Any) -> dict[str, tuple[list[Any], int]]:
+    """Each list of StreamProjectContents, and how many it says there are."""
+    lists: dict[str, tuple[list[Any], int]] = {}
+    request = own.StreamProjectContentsRequest(**fields)
+    async for part in calls.stream(registry.rendered.StreamProjectContents, request, metadata=registry.metadata):
+        field = own.ContentsList.Name(part.list).removeprefix("CONTENTS_LIST_").lower()
+        elements, total = lists.get(field, ([], -1))
+        assert total == -1, "a list ends with its total"
+        assert field == list(lists)[-1] if field in lists else True, "one list after the other"
+        assert len(part.elements) <= 200
+        if "relationships" in field:
+            elements += json.loads(b"[" + b",".join(part.elements) + b"]")
+        else:
+            elements += part.elements
+        lists[field] = elements, part.total if part.HasField("total") else -1
+    return lists
 
 
 def names(listed: Any) -> list[str]:
@@ -109,6 +136,21 @@ async def test_names_are_quoted_in_lineage(registry: Registry) -> None:
     assert {each["target"]["name"] for each in json.loads(found.relationships)} == {name}
 
 
+async def test_parts_show_one_moment_however_long_they_are_read(registry: Registry) -> None:
+    for number in range(450):
+        await apply_entity(registry, "many", f"e{number:03}")
+    request = own.StreamProjectContentsRequest(project="many")
+    parts = calls.stream(registry.rendered.StreamProjectContents, request, metadata=registry.metadata)
+    first = await anext(parts)
+    await registry(registry.feast.DeleteProject, rpc.DeleteProjectRequest(name="many"))
+    rest = [part async for part in parts]
+    found = [
+        json.loads(element)["name"] for part in (first, *rest) if part.list == first.list for element in part.elements
+    ]
+    assert found == [f"e{number:03}" for number in range(450)]
+    assert len((await contents(registry, project="many")).entities.objects) == 0
+
+
 async def test_an_unknown_project_is_empty_and_none_is_refused(registry: Registry) -> None:
     found = await contents(registry, project="x")
     assert (found.project, found.relationships, found.entities.total) == ("x", b"[]", 0)
@@ -154,6 +196,7 @@ async def test_projects_beyond_a_message_are_refused_and_pages_of_them_are_not(
                 await registry(method, request)
             assert raised.value.reason == "ANSWER_TOO_LARGE"
         assert len((await contents(registry, project="wide", page=1, limit=2)).entities.objects) == 2
+        assert len((await streamed(registry, project="wide"))["entities"][0]) == 4
         await registry(registry.rendered.ListProjectContents, own.ListProjectContentsRequest(page=1, limit=1))
 
 

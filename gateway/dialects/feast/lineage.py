@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -107,11 +107,12 @@ def routes(registry: Any) -> Sequence[Route]:
             "/lineage/complete",
             "lineage.complete",
             "Everything in a project, and its lineage.",
-            registry.GetProjectContents,
+            registry.StreamProjectContents,
             _contents_request,
-            lambda asked, reply: Answer(body=_contents(reply.contents, asked.pagination)),
+            lambda asked, parts: Answer(rest=_streamed(asked, parts)),
             shows=_CONTENTS,
             parameters=(parameters.PROJECT, parameters.ALLOW_CACHE, *page),
+            streams=True,
         ),
         Route(
             "GET",
@@ -190,14 +191,44 @@ def _object_answer(asked: Asked, reply: rpc.ListObjectRelationshipsResponse) -> 
     )
 
 
-def _contents_request(asked: Asked) -> rpc.GetProjectContentsRequest:
+def _contents_request(asked: Asked) -> rpc.StreamProjectContentsRequest:
     page, limit = asked.page()
-    return rpc.GetProjectContentsRequest(project=asked[parameters.PROJECT], page=page, limit=limit)
+    return rpc.StreamProjectContentsRequest(project=asked[parameters.PROJECT], page=page, limit=limit)
 
 
 def _all_contents_request(asked: Asked) -> rpc.ListProjectContentsRequest:
     page, limit = asked.page()
     return rpc.ListProjectContentsRequest(page=page, limit=limit)
+
+
+# What is in front of each list that is streamed, and its key among the totals.
+_STREAMED: Mapping[int, tuple[bytes, str]] = {
+    rpc.ContentsList.Value(f"CONTENTS_LIST_{field.upper()}"): (opening, key)
+    for field, opening, key in (
+        *((field, b'],"%b":[' % key.encode(), key) for key, field, _ in _LISTS),
+        ("relationships", b']},"relationships":[', "relationships"),
+        ("indirect_relationships", b'],"indirectRelationships":[', "indirectRelationships"),
+    )
+}
+
+
+async def _streamed(asked: Asked, parts: AsyncIterator[rpc.StreamProjectContentsResponse]) -> AsyncGenerator[bytes]:
+    """The same bytes as `_contents` gives, of parts as they arrive."""
+    totals: dict[str, Any] = {}
+    before, listed = b"", 0
+    async for part in parts:
+        opening, key = _STREAMED[part.list]
+        if not listed:
+            opening = b'{"project":%b,"objects":{%b' % (orjson.dumps(asked[parameters.PROJECT]), opening[2:])
+        if part.list != listed:
+            before, listed = before + opening, part.list
+        if part.elements:
+            yield before + b",".join(part.elements)
+            before = b","
+        if part.HasField("total"):
+            totals[key] = asked.pagination(part.total)
+            before = before.removesuffix(b",")
+    yield b'%b],"pagination":%b}' % (before, orjson.dumps(totals))
 
 
 def _contents(contents: rpc.ProjectContents, pagination: Callable[[int], Any]) -> bytes:

@@ -46,9 +46,7 @@ class Route:
     def rows(self) -> Sequence[Row]:
         """The route with and without the prefix."""
         return [
-            Row(
-                (self.method,), prefix + self.path, self.operation, self.rpc, self._request, self._answer, self.streams
-            )
+            Row((self.method,), prefix + self.path, self.operation, self.rpc, self._request, self._answer, self.streams)
             for prefix in PREFIXES
         ]
 

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.gen.triglot.registry.v1 import object_pb2 as _object_pb2
 import builtins as _builtins
 import sys
@@ -21,6 +22,62 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ContentsList:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContentsListEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContentsList.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTENTS_LIST_UNSPECIFIED: _ContentsList.ValueType  # 0
+    """Nothing."""
+    CONTENTS_LIST_ENTITIES: _ContentsList.ValueType  # 1
+    """Entities."""
+    CONTENTS_LIST_DATA_SOURCES: _ContentsList.ValueType  # 2
+    """Data sources."""
+    CONTENTS_LIST_FEATURE_VIEWS: _ContentsList.ValueType  # 3
+    """Feature views of any kind but label views."""
+    CONTENTS_LIST_LABEL_VIEWS: _ContentsList.ValueType  # 4
+    """Label views."""
+    CONTENTS_LIST_FEATURE_SERVICES: _ContentsList.ValueType  # 5
+    """Feature services."""
+    CONTENTS_LIST_FEATURES: _ContentsList.ValueType  # 6
+    """Features."""
+    CONTENTS_LIST_LABELS: _ContentsList.ValueType  # 7
+    """Labels."""
+    CONTENTS_LIST_SAVED_DATASETS: _ContentsList.ValueType  # 8
+    """Saved datasets."""
+    CONTENTS_LIST_RELATIONSHIPS: _ContentsList.ValueType  # 9
+    """Relationships that the definitions of objects name."""
+    CONTENTS_LIST_INDIRECT_RELATIONSHIPS: _ContentsList.ValueType  # 10
+    """Relationships by way of a view."""
+
+class ContentsList(_ContentsList, metaclass=_ContentsListEnumTypeWrapper):
+    """What of a project is listed."""
+
+CONTENTS_LIST_UNSPECIFIED: ContentsList.ValueType  # 0
+"""Nothing."""
+CONTENTS_LIST_ENTITIES: ContentsList.ValueType  # 1
+"""Entities."""
+CONTENTS_LIST_DATA_SOURCES: ContentsList.ValueType  # 2
+"""Data sources."""
+CONTENTS_LIST_FEATURE_VIEWS: ContentsList.ValueType  # 3
+"""Feature views of any kind but label views."""
+CONTENTS_LIST_LABEL_VIEWS: ContentsList.ValueType  # 4
+"""Label views."""
+CONTENTS_LIST_FEATURE_SERVICES: ContentsList.ValueType  # 5
+"""Feature services."""
+CONTENTS_LIST_FEATURES: ContentsList.ValueType  # 6
+"""Features."""
+CONTENTS_LIST_LABELS: ContentsList.ValueType  # 7
+"""Labels."""
+CONTENTS_LIST_SAVED_DATASETS: ContentsList.ValueType  # 8
+"""Saved datasets."""
+CONTENTS_LIST_RELATIONSHIPS: ContentsList.ValueType  # 9
+"""Relationships that the definitions of objects name."""
+CONTENTS_LIST_INDIRECT_RELATIONSHIPS: ContentsList.ValueType  # 10
+"""Relationships by way of a view."""
+Global___ContentsList: _TypeAlias = ContentsList  # noqa: Y015
 
 @_typing.final
 class ListObjectsRequest(_message.Message):
@@ -972,6 +1029,72 @@ class GetProjectContentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetProjectContentsResponse: _TypeAlias = GetProjectContentsResponse  # noqa: Y015
+
+@_typing.final
+class StreamProjectContentsRequest(_message.Message):
+    """See StreamProjectContents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Name of the project. Required."""
+    page: _builtins.int
+    """Page of each list, from 1. 0, with limit 0: everything."""
+    limit: _builtins.int
+    """Objects, or relationships, on a page of each list, 1 to 1,000; 0 only together with page 0."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        page: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "page", b"page", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamProjectContentsRequest: _TypeAlias = StreamProjectContentsRequest  # noqa: Y015
+
+@_typing.final
+class StreamProjectContentsResponse(_message.Message):
+    """A part of one list. The lists come one after the other, in the order of ContentsList, each in one part or more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIST_FIELD_NUMBER: _builtins.int
+    ELEMENTS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    list: Global___ContentsList.ValueType
+    """Of which list."""
+    total: _builtins.int
+    """In the list's last part, how many there are: on all pages together if a page was asked for. Not set before."""
+    @_builtins.property
+    def elements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Its next elements, as JSON: an object, or some relationships with commas between them. In the order of ListObjects
+        and ListRelationships.
+        """
+
+    def __init__(
+        self,
+        *,
+        list: Global___ContentsList.ValueType = ...,
+        elements: _abc.Iterable[_builtins.bytes] | None = ...,
+        total: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "elements", b"elements", "list", b"list", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+
+Global___StreamProjectContentsResponse: _TypeAlias = StreamProjectContentsResponse  # noqa: Y015
 
 @_typing.final
 class ListProjectContentsRequest(_message.Message):

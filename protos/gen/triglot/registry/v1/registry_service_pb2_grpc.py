@@ -85,6 +85,11 @@ class RegistryServiceStub:
                 request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsRequest.SerializeToString,
                 response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsResponse.FromString,
                 _registered_method=True)
+        self.StreamProjectContents = channel.unary_stream(
+                '/triglot.registry.v1.RegistryService/StreamProjectContents',
+                request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.StreamProjectContentsRequest.SerializeToString,
+                response_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.StreamProjectContentsResponse.FromString,
+                _registered_method=True)
         self.ListProjectContents = channel.unary_unary(
                 '/triglot.registry.v1.RegistryService/ListProjectContents',
                 request_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.ListProjectContentsRequest.SerializeToString,
@@ -201,6 +206,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamProjectContents(self, request, context):
+        """The same, in parts, however much it is, and as it was at one moment. INVALID_ARGUMENT for no project, or paging out
+        of range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListProjectContents(self, request, context):
         """Everything in each project. INVALID_ARGUMENT for paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE,
         for more than a message holds.
@@ -302,6 +315,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.GetProjectContents,
                     request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsRequest.FromString,
                     response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsResponse.SerializeToString,
+            ),
+            'StreamProjectContents': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamProjectContents,
+                    request_deserializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.StreamProjectContentsRequest.FromString,
+                    response_serializer=triglot_dot_registry_dot_v1_dot_registry__service__pb2.StreamProjectContentsResponse.SerializeToString,
             ),
             'ListProjectContents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListProjectContents,
@@ -565,6 +583,33 @@ class RegistryService:
             '/triglot.registry.v1.RegistryService/GetProjectContents',
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsRequest.SerializeToString,
             triglot_dot_registry_dot_v1_dot_registry__service__pb2.GetProjectContentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamProjectContents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/triglot.registry.v1.RegistryService/StreamProjectContents',
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.StreamProjectContentsRequest.SerializeToString,
+            triglot_dot_registry_dot_v1_dot_registry__service__pb2.StreamProjectContentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

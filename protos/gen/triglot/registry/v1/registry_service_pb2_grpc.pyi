@@ -76,6 +76,10 @@ class RegistryServiceStub:
     """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
     project, or paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE, for more than a message holds.
     """
+    StreamProjectContents: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.StreamProjectContentsRequest, _registry_service_pb2.StreamProjectContentsResponse]
+    """The same, in parts, however much it is, and as it was at one moment. INVALID_ARGUMENT for no project, or paging out
+    of range.
+    """
     ListProjectContents: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListProjectContentsRequest, _registry_service_pb2.ListProjectContentsResponse]
     """Everything in each project. INVALID_ARGUMENT for paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE,
     for more than a message holds.
@@ -154,6 +158,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetProjectContents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetProjectContentsRequest, _registry_service_pb2.GetProjectContentsResponse]  # type: ignore[assignment]
     """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
     project, or paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE, for more than a message holds.
+    """
+    StreamProjectContents: _aio.UnaryStreamMultiCallable[_registry_service_pb2.StreamProjectContentsRequest, _registry_service_pb2.StreamProjectContentsResponse]  # type: ignore[assignment]
+    """The same, in parts, however much it is, and as it was at one moment. INVALID_ARGUMENT for no project, or paging out
+    of range.
     """
     ListProjectContents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListProjectContentsRequest, _registry_service_pb2.ListProjectContentsResponse]  # type: ignore[assignment]
     """Everything in each project. INVALID_ARGUMENT for paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE,
@@ -278,6 +286,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.GetProjectContentsResponse, _abc.Awaitable[_registry_service_pb2.GetProjectContentsResponse]]:
         """Everything in one project, in lists by kind, and its lineage. An unknown project is empty. INVALID_ARGUMENT for no
         project, or paging out of range; RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE, for more than a message holds.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamProjectContents(
+        self,
+        request: _registry_service_pb2.StreamProjectContentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.StreamProjectContentsResponse], _abc.AsyncIterator[_registry_service_pb2.StreamProjectContentsResponse]]:
+        """The same, in parts, however much it is, and as it was at one moment. INVALID_ARGUMENT for no project, or paging out
+        of range.
         """
 
     @_abc_1.abstractmethod
