@@ -14,7 +14,7 @@ ARGS ?=
 
 .PHONY: help run test check install install-dev dropin-environments verify fix clean \
 	verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
-	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-memory bench-publish
+	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-loading bench-memory bench-publish
 
 help: ## Print this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -106,6 +106,9 @@ bench-memory: install .venv-feast-bench/.ready ## Bytes of Redis for a row, in T
 
 bench-publish: install ## Parquet into online rows by PAI's publish: rows/s, memory, workers (ARGS="--rows 200000")
 	$(BIN)/python -m benchmarks.publish $(ARGS)
+
+bench-loading: install ## A Parquet file into Redis through `triglot load` (ARGS="--rows 5000000")
+	$(BIN)/python -m benchmarks.loading $(ARGS)
 
 clean: ## Remove environments and caches (not the data in .triglot)
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
