@@ -42,6 +42,7 @@ class RedisCluster:
         self._folder = folder
         self._program = binaries.find_redis().path
         self._nodes: dict[int, Child] = {}
+        self._frozen: set[int] = set()
         self._clients = {
             port: redis.Redis(
                 port=port, password=PASSWORD, socket_timeout=5, retry=Retry(NoBackoff(), 0), decode_responses=True
@@ -70,10 +71,16 @@ class RedisCluster:
     def kill(self, port: int) -> None:
         """As kill -9 does."""
         self._nodes.pop(port).stop(())
+        self._frozen.discard(port)
 
     def freeze(self, port: int) -> None:
-        """The node takes connections and answers nothing, until it is killed."""
+        """The node takes connections and answers nothing, until it is thawed or killed."""
         self._nodes[port].popen.send_signal(signal.SIGSTOP)
+        self._frozen.add(port)
+
+    def thaw(self, port: int) -> None:
+        self._nodes[port].popen.send_signal(signal.SIGCONT)
+        self._frozen.discard(port)
 
     def stop(self) -> None:
         for port in list(self._nodes):
@@ -110,6 +117,8 @@ class RedisCluster:
     def mend(self) -> None:
         """Make it whole and empty, with the options it began with, whatever was done to it."""
         self.revive()
+        for port in list(self._frozen):
+            self.thaw(port)
         for port in self.ports:
             self._when_it_answers(port)
             self.configure(port, **{name: _OPTIONS[name] for name in _OPTIONS if name.startswith("cluster-")})
@@ -139,6 +148,11 @@ class RedisCluster:
             and sum(last - first + 1 for first, last, _ in found) == SLOTS
             and found == self.ranges(self.ports[0])
         )
+
+    def agreed(self) -> bool:
+        """Whether all nodes that run see all slots with nodes that run."""
+        views = [self.ranges(port) for port in self._nodes]
+        return views.count(views[0]) == len(views) and all(owner in self._nodes for _, _, owner in views[0])
 
     def in_step(self) -> bool:
         """Whether each primary has a replica that holds all that it holds."""
@@ -172,7 +186,7 @@ class RedisCluster:
         return [key.encode() for key in self[port].scan_iter(count=10_000)]
 
     def _any(self) -> int:
-        return next(iter(self._nodes))
+        return next(port for port in self._nodes if port not in self._frozen)
 
     # Moving a slot
 

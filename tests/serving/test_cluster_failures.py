@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from protos.gen.triglot.serving.v1.value_pb2 import Value
 from tests.cluster import RedisCluster
 from tests.conftest import Servers
 from tests.patience import PATIENCE_SECONDS, until
-from tests.serving.conftest import MERGE, Client, hopsworks_client
+from tests.serving.conftest import MERGE, OVERWRITE, Client, arrow_stream, hopsworks_client, table_of
 
 DEADLINE_SECONDS = 2.0 * PATIENCE_SECONDS
 ERROR, COMPLETE = vector_pb2.VECTOR_STATUS_ERROR, vector_pb2.VECTOR_STATUS_COMPLETE
@@ -62,17 +62,18 @@ class Served:
         if response.status_code == 500:
             assert (response.json()["code"], response.json()["reason"]) == (14, "Reading from db failed.")
             return [None]
-        assert (response.status_code, response.json()["status"]) == (200, "COMPLETE"), response.text
+        assert response.status_code == 200, response.text
+        assert response.json()["status"] == "COMPLETE", response.text
         return list(response.json()["features"])
 
     async def batch(self, ids: Sequence[str]) -> list[str | None]:
         body = BODY | {"entries": [{"id": each} for each in ids], "options": {"includeDetailedStatus": True}}
         response = await self.http.post("/batch_feature_store", json=body)
-        answer = response.json()
         if response.status_code == 500:
-            assert (answer["code"], answer["reason"]) == (14, "Reading from db failed.")
+            assert (response.json()["code"], response.json()["reason"]) == (14, "Reading from db failed.")
             return [None] * len(ids)
-        assert response.status_code == 200, answer
+        assert response.status_code == 200, response.text
+        answer = response.json()
         found = [features and features[0] for features in answer["features"]]
         assert answer["status"] == ["ERROR" if x is None else "COMPLETE" for x in found]
         assert [each[0]["httpStatus"] for each in answer["detailedStatus"]] == [
@@ -101,38 +102,62 @@ class Served:
         return [x for found in singles for x in found] == await self.batch(ids) == await self.typed(ids) == expected
 
     @asynccontextmanager
-    async def traffic(self) -> AsyncIterator[Counter[str]]:
-        """Callers who do not stop for as long as the block runs. Counts their rows: right, failed and wrong."""
-        counted: Counter[str] = Counter()
-        stop = asyncio.Event()
+    async def traffic(self) -> AsyncIterator[Traffic]:
+        """Callers who do not stop for as long as the block runs."""
 
-        async def call(ask: Callable[[list[str]], Any], every: int) -> None:
-            ids = list(self.rows)[::every]
-            while not stop.is_set():
-                for one, x in zip(ids, await ask(ids), strict=True):
-                    counted["failed" if x is None else "right" if x == self.rows[one] else "wrong"] += 1
-                await asyncio.sleep(0)
-
-        async def singles(ids: list[str]) -> list[str | None]:
+        async def singles(ids: Sequence[str]) -> list[str | None]:
             return [(await self.single(one))[0] for one in ids]
 
+        ways = ((singles, 1), (singles, 2), (self.batch, 1), (self.batch, 3), (self.typed, 1))
+        traffic = Traffic(self.rows, len(ways))
         async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as callers:
-            for ask, every in ((singles, 1), (singles, 2), (self.batch, 1), (self.batch, 3), (self.typed, 1)):
-                callers.create_task(call(ask, every))
+            for number, (ask, every) in enumerate(ways):
+                callers.create_task(traffic.call(number, ask, list(self.rows)[::every]))
             try:
-                yield counted
+                yield traffic
             finally:
-                stop.set()
+                traffic.stopped = True
 
 
-async def reaches(counted: Counter[str], what: str, more: int) -> None:
-    """Wait until so many more rows were counted."""
-    wanted = counted[what] + more
+class Traffic:
+    """Counts the rows that callers asked for: right, failed and wrong."""
 
-    async def reached() -> bool:
-        return counted[what] >= wanted
+    def __init__(self, rows: Mapping[str, str], callers: int) -> None:
+        self.stopped = False
+        self.counted: Counter[str] = Counter()
+        self._rows = rows
+        self._rounds = [0] * callers
 
-    await until(reached)
+    async def call(self, caller: int, ask: Callable[[Sequence[str]], Any], ids: Sequence[str]) -> None:
+        while not self.stopped:
+            for one, x in zip(ids, await ask(ids), strict=True):
+                self.counted["failed" if x is None else "right" if x == self._rows[one] else "wrong"] += 1
+            self._rounds[caller] += 1
+            await asyncio.sleep(0)
+
+    async def reaches(self, what: str, more: int) -> None:
+        """Wait until so many more rows were counted."""
+        wanted = self.counted[what] + more
+
+        async def reached() -> bool:
+            return self.counted[what] >= wanted
+
+        await until(reached)
+
+    async def goes_round(self) -> Counter[str]:
+        """Wait until what is asked now, and once more all of it, is answered; what was counted of the latter."""
+        await self._round()
+        before = Counter(self.counted)
+        await self._round()
+        return self.counted - before
+
+    async def _round(self) -> None:
+        wanted = [rounds + 1 for rounds in self._rounds]
+
+        async def ended() -> bool:
+            return all(rounds >= least for rounds, least in zip(self._rounds, wanted, strict=True))
+
+        await until(ended)
 
 
 @pytest.fixture
@@ -142,7 +167,8 @@ async def served(
     own = settings.model_copy(
         update={"redis_url": type(settings.redis_url)(cluster.url), "redis_cluster": True, "auth_cache_seconds": 300.0}
     )
-    async with open_stack(settings=own) as stack:
+    # No call is refused because the machine is busy.
+    async with open_stack(settings=own, shed_milliseconds=0) as stack:
         server = GrpcServer(list(stack.services), host="127.0.0.1", port=0, max_message_bytes=2**24)
         port = await server.start()
         gateway = GatewaySettings(timeout_seconds=DEADLINE_SECONDS)
@@ -165,17 +191,15 @@ async def test_a_primary_dies_in_the_middle_of_traffic(served: Served) -> None:
     for port in cluster.ports:
         cluster.configure(port, cluster_node_timeout="1000")
     dying = cluster.ports[0] if cluster.ports[0] in cluster.primaries() else cluster.primaries()[0]
-    async with served.traffic() as counted:
-        await reaches(counted, "right", 200)
+    async with served.traffic() as traffic:
+        await traffic.reaches("right", 200)
         cluster.kill(dying)
-        await reaches(counted, "failed", 20)
+        await traffic.reaches("failed", 20)
         # Meanwhile the rows of the other nodes are read on.
-        await reaches(counted, "right", 20)
+        await traffic.reaches("right", 20)
         await until(served.all_right)
-        failed = counted["failed"]
-        await reaches(counted, "right", 1_000)
-        assert counted["failed"] == failed
-    assert counted["wrong"] == 0
+        assert set(await traffic.goes_round()) == {"right"}
+    assert traffic.counted["wrong"] == 0
     await served.load(["after", "it"])
     assert await served.all_right()
 
@@ -202,25 +226,25 @@ async def test_a_slot_moves_while_it_is_read_and_written(served: Served) -> None
         assert (await served.http.post("/feature_store", json=missing)).json()["status"] == "MISSING"
         return await served.all_right() and await newest() == "old"
 
-    async with served.traffic() as counted:
+    async with served.traffic() as traffic:
         cluster.begin_migration(slot, source, target)
         assert await as_it_should_be()
         # In both directions: a row that has moved, one that has not, and one that is new.
         cluster.migrate(source, target, keys[:5])
-        await reaches(counted, "right", 100)
+        await traffic.reaches("right", 100)
         assert await as_it_should_be()
         await served.client.write(timed, [{"id": "{together}", "x": "older", "at": 4}], MERGE)
         written = {"id": "{together}new", "x": "n"}
         await served.client.write(served.group, [written], MERGE)
         assert await served.single("{together}new") == ["n"]
         cluster.migrate(source, target, keys[5:])
-        await reaches(counted, "right", 100)
+        await traffic.reaches("right", 100)
         assert await as_it_should_be()
         cluster.end_migration(slot, source, target)
-        await reaches(counted, "right", 100)
+        await traffic.reaches("right", 100)
         assert await as_it_should_be()
     assert cluster.owner(keys[0]) == target
-    assert (counted["failed"], counted["wrong"]) == (0, 0)
+    assert set(traffic.counted) == {"right"}
 
 
 async def test_a_primary_without_a_replica_is_gone(served: Served) -> None:
@@ -233,14 +257,14 @@ async def test_a_primary_without_a_replica_is_gone(served: Served) -> None:
     cluster.kill(cluster.replica_of(gone))
     cluster.kill(gone)
     expected = [None if each in lost else x for each, x in served.rows.items()]
-    async with served.traffic() as counted:
-        await reaches(counted, "right", 100)
-        await reaches(counted, "failed", 100)
+    async with served.traffic() as traffic:
+        await traffic.reaches("right", 100)
+        await traffic.reaches("failed", 100)
         assert [await served.single(each) for each in kept] == [[served.rows[each]] for each in kept]
         assert [await served.single(each) for each in lost] == [[None]] * len(lost)
         assert await served.batch(list(served.rows)) == await served.typed(list(served.rows)) == expected
         assert await served.batch(lost) == await served.typed(lost) == [None] * len(lost)
-    assert counted["wrong"] == 0
+    assert traffic.counted["wrong"] == 0
     row_keys = [pb.RowKey(values=[Value(string_value=each)]) for each in (kept[0], lost[0])]
     request = pb.ReadRowsRequest(feature_store="demo", feature_group="g", version=1, keys=row_keys)
     with pytest.raises(errors.Unavailable):
@@ -289,7 +313,7 @@ async def test_a_node_that_hangs_holds_up_its_own_rows_only(
     free = [each for each in served.rows if each not in held]
     gateway = GatewaySettings(timeout_seconds=DEADLINE_SECONDS)
     async with (
-        open_stack(settings=patient) as stack,
+        open_stack(settings=patient, shed_milliseconds=0) as stack,
         hopsworks_client(stack.channel, servers.admin_key, gateway) as http,
     ):
         other = Served(stack.client, http, cluster, served.group, served.rows)
@@ -303,3 +327,43 @@ async def test_a_node_that_hangs_holds_up_its_own_rows_only(
         cluster.kill(hanging)
         assert await asyncio.gather(*waiting) == [[None]] * len(held)
         assert await mixed == [None if each in held else x for each, x in served.rows.items()]
+
+
+@pytest.mark.parametrize("mode", [OVERWRITE, MERGE])
+async def test_a_load_that_a_failover_may_have_robbed_is_refused(served: Served, mode: Any) -> None:
+    """Redis acknowledges what no replica has yet. The one that takes over here has nothing of the load's first half."""
+    cluster = served.cluster
+    await served.load([str(number) for number in range(60)], OVERWRITE)
+    await until(lambda: asyncio.to_thread(cluster.in_step))
+    dying = cluster.primaries()[0]
+    heir = cluster.replica_of(dying)
+    for port in cluster.ports:
+        cluster.configure(port, cluster_node_timeout="1000")
+    header = pb.WriteRowsHeader(feature_store="demo", feature_group="g", version=1, mode=mode)
+    halves = [[{"id": f"{half} {number}", "x": "new"} for number in range(60)] for half in ("first", "second")]
+
+    def rows() -> int:
+        return sum(cluster[port].dbsize() for port in cluster.primaries())
+
+    async def messages() -> AsyncIterator[pb.WriteRowsRequest]:
+        before = rows()
+        cluster.freeze(heir)
+        yield pb.WriteRowsRequest(header=header)
+        yield pb.WriteRowsRequest(arrow_stream=arrow_stream(table_of(served.group, halves[0])))
+
+        async def written() -> bool:
+            return rows() == before + len(halves[0])
+
+        await until(written)
+        cluster.kill(dying)
+        cluster.thaw(heir)
+        await until(lambda: asyncio.to_thread(cluster.agreed))
+        yield pb.WriteRowsRequest(arrow_stream=arrow_stream(table_of(served.group, halves[1])))
+        yield pb.WriteRowsRequest(end=pb.WriteRowsEnd())
+
+    with pytest.raises(errors.Unavailable, match="start again"):
+        await served.client.call("WriteRows", messages(), timeout=DEADLINE_SECONDS)
+    # What readers saw before, they see now.
+    await until(served.all_right)
+    await served.load([str(number) for number in range(60)], mode)
+    assert await served.all_right()

@@ -44,6 +44,13 @@ def settings(settings: Settings, own_redis: EmbeddedRedis) -> Settings:
 
 
 @pytest.fixture
+async def stack(open_stack: Callable[..., Any]) -> AsyncIterator[Stack]:
+    """No call is refused because the machine is busy."""
+    async with open_stack(shed_milliseconds=0) as opened:
+        yield opened
+
+
+@pytest.fixture
 async def http(stack: Stack, servers: Servers) -> AsyncIterator[httpx2.AsyncClient]:
     gateway = GatewaySettings(timeout_seconds=DEADLINE_SECONDS)
     async with hopsworks_client(stack.channel, servers.admin_key, gateway) as client:
@@ -110,7 +117,7 @@ async def test_a_redis_that_hangs(
     own = settings.model_copy(update={"redis_timeout_seconds": 0.2})
     gateway = GatewaySettings(timeout_seconds=DEADLINE_SECONDS)
     async with (
-        open_stack(settings=own) as stack,
+        open_stack(settings=own, shed_milliseconds=0) as stack,
         hopsworks_client(stack.channel, servers.admin_key, gateway) as http,
     ):
         await _warm(stack.client, http)
