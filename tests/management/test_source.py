@@ -133,3 +133,11 @@ def test_large_batches_are_split(tmp_path: Path) -> None:
     assert len(batches) == 4
     assert sum(batch.num_rows for batch in batches) == 1000
     assert all(len(publish.arrow_stream(batch)) < 8192 for batch in batches)
+
+
+def test_the_life_of_rows() -> None:
+    """A view's TTL counts days, or seconds where the settings say so; 0 is for ever."""
+    view = view_of(*KEYED)
+    assert publish.group_of(view, "days").time_to_live.seconds == 2 * 86_400
+    assert publish.group_of(view, "seconds").time_to_live.seconds == 2
+    assert publish.group_of({**view, "ttl": 0}, "days").time_to_live.seconds == 0
