@@ -135,10 +135,10 @@ def measure(servers: Sequence[Server], shapes: Sequence[Shape], rows: int, round
 
 
 def ratio(cells: Sequence[Cell], cell: Cell, to: str, name: str = PER_SECOND) -> float | None:
-    """A figure in multiples of what another server has in the same place."""
+    """A figure in multiples of what another server has in the same place; None if it has none."""
     for other in cells:
-        if (other.server, other.shape, other.connections) == (to, cell.shape, cell.connections):
-            return cell.median(name) / max(other.median(name), 1e-9)
+        if (other.server, other.shape, other.connections) == (to, cell.shape, cell.connections) and other.median(name):
+            return cell.median(name) / other.median(name)
     return None
 
 
