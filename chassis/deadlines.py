@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from weakref import WeakKeyDictionary
 
 # How late a deadline may be noticed.
 _TICK_SECONDS = 0.02
@@ -23,14 +22,12 @@ class within:  # noqa: N801 - read as a statement: `with deadlines.within(second
         self._seconds = seconds
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a deadline is a task's")
         self._task, self._cancelling, self._expired = task, task.cancelling(), False
-        loop = asyncio.get_running_loop()
-        watch = _watches.get(loop)
-        if watch is None:
-            watch = _watches[loop] = _Watch()
+        watch = _watches.get(loop) or _new_watch(loop)
         self._open = watch.open
         self._open[self] = loop.time() + self._seconds
         if not watch.ticking:
@@ -71,4 +68,11 @@ class _Watch:
             loop.call_later(_TICK_SECONDS, self.tick)
 
 
-_watches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = WeakKeyDictionary()
+_watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
+
+
+def _new_watch(loop: asyncio.AbstractEventLoop) -> _Watch:
+    for closed in [known for known in _watches if known.is_closed()]:
+        del _watches[closed]
+    watch = _watches[loop] = _Watch()
+    return watch
