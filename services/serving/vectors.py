@@ -115,6 +115,7 @@ def _unusual(plan: Plan, entries: Sequence[Entry], passed: Sequence[Entry | None
     nothing: _Lookup = [None] * len(plan.reads), [NULL] * sum(len(each.parts) for each in plan.reads)
     for position, entry in enumerate(converted):
         try:
+            _check_names(plan, entry)
             if passed:
                 _check_passed(plan, passed[position])
             lookups.append(_look_up(plan, entry))
@@ -132,7 +133,7 @@ def _unusual(plan: Plan, entries: Sequence[Entry], passed: Sequence[Entry | None
 _Lookup = tuple[list[bytes | None], list[bytes]]
 
 
-def _look_up(plan: Plan, entry: Mapping[str, bytes]) -> _Lookup:
+def _check_names(plan: Plan, entry: Mapping[str, bytes]) -> None:
     if not entry.keys() <= plan.accepted:
         unknown = next(name for name in entry if name not in plan.accepted)
         raise errors.InvalidArgument(
@@ -142,18 +143,21 @@ def _look_up(plan: Plan, entry: Mapping[str, bytes]) -> _Lookup:
         )
     if not entry:
         raise errors.InvalidArgument("No entries found", reason="INCORRECT_PRIMARY_KEY")
+
+
+def _look_up(plan: Plan, entry: Mapping[str, bytes]) -> _Lookup:
     echo: list[bytes] = []
     return [_row_key(each, entry, echo) for each in plan.reads], echo
 
 
 def _row_key(read: Read, entry: Mapping[str, bytes], echo: list[bytes]) -> bytes | None:
-    """The key of one row; None if the entry does not hold all of its parts. Appends its values to `echo`."""
+    """The key of one row; None, whatever it holds, if the entry lacks a part of it. Appends its values to `echo`."""
+    values = [next((entry[name] for name in part.names if name in entry), None) for part in read.parts]
+    echo += [NULL if value is None else value for value in values]
     parts: list[bytes] = []
-    for part in read.parts:
-        value = next((entry[name] for name in part.names if name in entry), None)
-        echo.append(NULL if value is None else value)
-        if value is None:
-            continue
+    for part, value in zip(read.parts, values, strict=True):
+        if value is None or None in values:
+            return None
         try:
             parts.append(part.canonical(value))
         except keys.WrongType:
@@ -163,7 +167,7 @@ def _row_key(read: Read, entry: Mapping[str, bytes], echo: list[bytes]) -> bytes
                 name=part.column,
                 type=part.type.hive,
             ) from None
-    return read.key_prefix + keys.join(parts, read.key_types) if len(parts) == len(read.parts) else None
+    return read.key_prefix + keys.join(parts, read.key_types)
 
 
 async def _read_rows(

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 import httpx2
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ _TRIES = settings(
     phases=list(Phase) if _EXAMPLES else [Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+pytestmark = pytest.mark.timeout(300 + 30 * _EXAMPLES)
 _SPECIAL = 'é☃"\\\n|\x7f'
 
 # Few values, so that keys meet.
@@ -58,6 +60,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 PASSED = st.sampled_from(["text", 7, 1.5, True, False, [1], {"a": None}])
 MARKS = ["", "", "", "label", "inference_helper", "training_helper"]
 _numbers = itertools.count()
+_rarely = st.integers(0, 9).map(lambda number: int(number == 0))
 
 
 @st.composite
@@ -98,12 +101,12 @@ def entries(draw: st.DrawFn, view: View) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     for join, keys in zip(view.joins, view.keys, strict=True):
         for key in keys:
-            if draw(st.integers(0, 9)) > 0:
+            if draw(st.integers(0, 5)) > 0:
                 name = draw(st.sampled_from([key.names[0], key.names[0], *key.names]))
                 good = st.sampled_from(SENT_KEYS[join.group.columns[key.column]])
-                odd = draw(st.integers(0, 19))
-                entry[name] = None if odd == 0 else draw(st.sampled_from(WRONG_KEYS) if odd == 1 else good)
-    if draw(st.integers(0, 19)) == 0:
+                odd = draw(st.integers(0, 29))
+                entry[name] = None if odd == 0 else draw(st.sampled_from(WRONG_KEYS) if odd < 5 else good)
+    if draw(_rarely):
         entry["nothing"] = 1
     return entry
 
@@ -129,9 +132,6 @@ def requests(draw: st.DrawFn, view: View) -> tuple[bool, dict[str, Any]]:
     return batch, {name: value for name, value in request.items() if value is not None or draw(st.booleans())}
 
 
-_rarely = st.integers(0, 9).map(lambda number: int(number == 0))
-
-
 async def test_every_answer_is_the_models(serving: Client, http: httpx2.AsyncClient) -> None:
     loop = asyncio.get_running_loop()
 
@@ -145,6 +145,19 @@ async def test_every_answer_is_the_models(serving: Client, http: httpx2.AsyncCli
         asyncio.run_coroutine_threadsafe(compare(http, view, sent), loop).result(PATIENCE_SECONDS)
 
     await asyncio.to_thread(run)
+
+
+async def test_several_faults_in_one_request(serving: Client, http: httpx2.AsyncClient) -> None:
+    """What chance seldom makes: the order in which faults count."""
+    table = Group("", {"id": "bigint", "k": "bigint", "a": "string"}, ["id", "k"], [{"id": 1, "k": 2, "a": "x"}])
+    joins, features = [Join(table)], [Feature(0, "id"), Feature(0, "a")]
+    await make(serving, [table], joins, features)
+    validated = {"options": {"validatePassedFeatures": True, "includeDetailedStatus": True}}
+    entries: list[dict[str, Any]] = [{"id": "x"}, {"nothing": 1}, {}, {"id": "x", "k": 2}, {"id": 1, "k": 2}]
+    passed: list[dict[str, Any]] = [{}, {"a": 1}, {"nothing": 1}]
+    sent = [(False, {"entries": entry, "passedFeatures": each} | validated) for entry in entries for each in passed]
+    sent += [(True, {"entries": entries, "passedFeatures": [each] * 5} | validated) for each in passed]
+    await compare(http, View(joins, features), sent)
 
 
 async def make(serving: Client, tables: list[Group], joins: list[Join], features: list[Feature]) -> None:
