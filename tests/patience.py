@@ -10,9 +10,9 @@ PATIENCE_SECONDS = 60
 _POLL_SECONDS = 0.02
 
 
-async def until(check: Callable[[], Awaitable[bool]]) -> None:
+async def until(check: Callable[[], Awaitable[bool]], seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until `check` answers true. Raises TimeoutError."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(seconds):
         while not await check():  # noqa: ASYNC110 - what is waited for is in other processes
             await asyncio.sleep(_POLL_SECONDS)
 

@@ -40,6 +40,8 @@ FLAGS = (
     "--window-size=1600,1200",
 )
 REST = "/api/v1"
+# A page that is being drawn answers when it is done; one of the API's pages is that of a hundred operations.
+DRAWN_SECONDS = 4 * PATIENCE_SECONDS
 # What `feast ui` itself answers, outside the REST API, where MLflow is not configured.
 WITHOUT_MLFLOW = {
     "/api/mlflow-runs": {"runs": [], "mlflow_uri": None},
@@ -137,7 +139,7 @@ class Page:
         if self.session:
             message["sessionId"] = self.session
         self.writer.write(json.dumps(message).encode() + b"\0")
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(DRAWN_SECONDS):
             return await reply
 
     async def open(self, url: str) -> None:
@@ -158,7 +160,7 @@ class Page:
             return bool(await self.evaluate(expression))
 
         try:
-            await until(true)
+            await until(true, DRAWN_SECONDS)
         except TimeoutError:
             text = await self.evaluate("document.body?.innerText")
             raise AssertionError(f"{expression}\n{self.thrown}\n{text}") from None
@@ -171,7 +173,7 @@ class Page:
             return paths <= {each.path for each in asked} and all(each.status or each.failure for each in asked)
 
         try:
-            await until(all_there)
+            await until(all_there, DRAWN_SECONDS)
         except TimeoutError:
             asked = list(self.asked.values())[self._before :]
             missing = paths - {each.path for each in asked}
