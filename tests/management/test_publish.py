@@ -254,8 +254,9 @@ async def test_what_is_refused_at_once(caller: Pai, tmp_path: Path) -> None:
     entity = await caller.made("FeatureEntity", Name="e", JoinId="k", ProjectId=project)
     elsewhere = {**plain, "ProjectId": project, "FeatureEntityId": entity, "Name": "v", "Fields": FIELDS}
     made = await caller.made("FeatureView", **elsewhere)
-    message = await caller.refused("PublishFeatureViewTable", 400, "InvalidParameter", FeatureViewId=made, Mode="Merge")
-    assert "Hologres" in message
+    # A Hologres datasource that leads nowhere.
+    asked = {"FeatureViewId": made, "Mode": "Merge", "OfflineToOnline": True}
+    assert "Hologres" in await caller.refused("PublishFeatureViewTable", 400, "InvalidParameter", **asked)
 
 
 async def test_stop(
