@@ -80,7 +80,7 @@ def measure(product: str, client: redis.Redis, write: Writer, files: Sequence[Pa
 
 
 def _used(client: redis.Redis) -> int:
-    return int(client.info("memory")["used_memory"])  # type: ignore[index]
+    return int(client.info("memory")["used_memory"])
 
 
 def raw_bytes(group: Group, rows: int) -> float:
