@@ -27,8 +27,8 @@ class CallerSettings(SettingsModel):
 
     api_key: SecretStr = Field(
         SecretStr(""),
-        description="API key that commands show where `TRIGLOT_MANAGEMENT_TARGET` or `TRIGLOT_SERVING_TARGET` says which"
-        " deployment they call.",
+        description="API key that commands show where `TRIGLOT_MANAGEMENT_TARGET` or `TRIGLOT_SERVING_TARGET` says"
+        " which deployment they call.",
     )
 
 
