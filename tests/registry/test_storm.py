@@ -133,7 +133,10 @@ async def clients(processes: list[Process], servers: Servers) -> AsyncIterator[l
 
 @asynccontextmanager
 async def held(database: Database, table: str) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-    """Nobody writes to a table of the registry while the block runs. Yields what waits until so many want to."""
+    """Nobody writes to a table of the registry while the block runs. Yields what waits until so many want to.
+
+    What triggers write, such as `tally`, is held in the middle of a write, in its turn; other tables before it.
+    """
 
     async def waiting(number: int) -> None:
         async def there() -> bool:
@@ -216,7 +219,7 @@ async def test_what_was_acknowledged_outlives_a_kill_and_nothing_is_half_written
 
         await until(many)
         # In each project one write has its object and its features and is kept from its edges; the other is behind it.
-        async with held(database, "edge") as waiting:
+        async with held(database, "tally") as waiting:
             await waiting(6)
             storm.killed = True
             for process in processes:
@@ -353,7 +356,7 @@ async def test_a_project_is_deleted_between_two_writes_of_other_clients(
     one, other = clients
     await apply_view(one, view())
     before = await identifier(one)
-    async with asyncio.TaskGroup() as group, held(database, "edge") as waiting:
+    async with asyncio.TaskGroup() as group, held(database, "tally") as waiting:
         group.create_task(apply_view(one, view("earlier")))
         await waiting(1)
         group.create_task(delete_project(other))
