@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import hiredis
 import pytest
@@ -11,7 +14,9 @@ import redis.asyncio
 from redis import exceptions
 
 from chassis.redis_line import exchange
+from tests import certificates
 from tests.conftest import Servers
+from tests.relay import either
 
 
 @pytest.fixture
@@ -48,3 +53,33 @@ async def test_an_answer_that_comes_too_late_is_nobody_elses(client: redis.async
     with pytest.raises(TimeoutError):
         await exchange(client, packed(b"BLPOP", b"nothing-comes", b"0"), 1)
     assert await exchange(client, packed(b"ECHO", b"a"), 1) == [b"a"]
+
+
+async def test_a_server_that_speaks_tls(servers: Servers, tmp_path: Path) -> None:
+    """The embedded Redis does not: TLS ends before it, as it does before many a managed one."""
+    certificate = certificates.make(tmp_path)
+    plain = urlsplit(servers.redis_url)
+
+    async def through(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_connection(plain.hostname, plain.port)
+        await either(_carried(client, to_server), _carried(server, to_client))
+        to_server.close()
+        to_client.close()
+
+    speaking = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    speaking.load_cert_chain(certificate.certificate, certificate.key)
+    async with await asyncio.start_server(through, "127.0.0.1", 0, ssl=speaking) as front:
+        port = front.sockets[0].getsockname()[1]
+        url = f"rediss://{plain.netloc.rpartition('@')[0]}@127.0.0.1:{port}"
+        async with redis.asyncio.Redis.from_url(f"{url}?ssl_ca_certs={certificate.certificate}") as trusting:
+            text = b"a" * 1_000_000
+            assert await exchange(trusting, packed(b"ECHO", text) * 3, 3) == [text] * 3
+        async with redis.asyncio.Redis.from_url(url) as wary:
+            with pytest.raises(exceptions.ConnectionError):
+                await exchange(wary, packed(b"ECHO", b"a"), 1)
+
+
+async def _carried(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()

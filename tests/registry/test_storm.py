@@ -218,7 +218,7 @@ async def test_what_was_acknowledged_outlives_a_kill_and_nothing_is_half_written
             return storm.acknowledged >= 60
 
         await until(many)
-        # In each project one write has its object and its features and is kept from its edges; the other is behind it.
+        # In each project one write is in the middle of its statement, where triggers count; the other is behind it.
         async with held(database, "tally") as waiting:
             await waiting(6)
             storm.killed = True
