@@ -31,7 +31,7 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 OVERLAYS = ("dev", "prod", "prod-colocated", "prod-gateway-api")
 ROLES = {"registry", "serving", "management", "worker", "gateway"}
 # The oldest that knows all of it, and the newest that there are schemas of.
-KUBERNETES = ("1.33", "1.37")
+KUBERNETES = ("1.30", "1.37")
 COMPONENT, PART = "app.kubernetes.io/component", "app.kubernetes.io/part-of"
 # What Kubernetes itself has no schema for: the fields that ours have.
 CUSTOM: dict[str, dict[str, set[str]]] = {

@@ -1,0 +1,115 @@
+"""The production manifests, run: migrations first, then every Deployment, on PostgreSQL and a Redis Cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import grpc
+import httpx2
+import pytest
+
+from chassis.secretbox import new_key
+from tests.cases.world import World
+from tests.cluster import RedisCluster
+from tests.conftest import Servers
+from tests.deploy.kustomize import render
+from tests.deploy.pods import Pods
+from tests.deploy.test_manifests import DEPLOY, ROLES
+from tests.patience import PATIENCE_SECONDS, eventually
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+GROUP = {
+    "feature_store": "shop",
+    "name": "riders",
+    "version": 1,
+    "primary_key": ["id"],
+    "features": [{"name": "id", "type": "bigint"}, {"name": "score", "type": "double"}],
+}
+VIEW = {
+    "feature_store": "shop",
+    "name": "riding",
+    "version": 1,
+    "joins": [{"feature_group": "riders", "version": 1}],
+    "features": [{"name": "id"}, {"name": "score"}],
+}
+VECTOR = {"featureStoreName": "shop", "featureViewName": "riding", "featureViewVersion": 1, "entries": {"id": 7}}
+
+
+@pytest.fixture
+def empty_database(servers: Servers) -> Iterator[str]:
+    """The URL of a database without a schema."""
+    name = f"test_{secrets.token_hex(6)}"
+
+    async def administer(statement: str) -> None:
+        connection = await asyncpg.connect(servers.postgres_url)
+        await connection.execute(statement)
+        await connection.close()
+
+    asyncio.run(administer(f"CREATE DATABASE {name}"))
+    yield servers.database_url(name)
+    asyncio.run(administer(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def pods(empty_database: str, cluster: RedisCluster, tmp_path: Path) -> Iterator[Pods]:
+    """Those of the production overlay; nothing is started yet."""
+    secret = {
+        "postgres-url": empty_database,
+        "redis-url": cluster.url,
+        "secret-key": new_key(),
+        "service-api-key": "",
+    }
+    made = Pods(render(DEPLOY / "k8s/overlays/prod"), secret, tmp_path)
+    yield made
+    made.kill()
+
+
+async def test_the_manifests_run(pods: Pods) -> None:
+    waiting = pods.start("Deployment", "registry", "migrated")
+    assert waiting.poll() is None
+    assert pods.start("Job", "migrate", "migrate").wait(PATIENCE_SECONDS) == 0, pods.log("migrate")
+    assert waiting.wait(PATIENCE_SECONDS) == 0, pods.log("registry", "migrated")
+    key = pods.create_key("service")
+    for role in sorted(ROLES):
+        pods.start("Deployment", role, role)
+    for role in sorted(ROLES):
+        await asyncio.to_thread(pods.ready, role)
+    # One service is enough for the gateway to be ready; whoever came first tries the others again from time to time.
+    assert await asyncio.to_thread(eventually, lambda: all(pods.dependencies("gateway").values()))
+    await _every_dialect_answers(pods, key)
+    assert pods.terminate() == {f"{role}-{role}": 0 for role in ROLES}
+    for role in ROLES:
+        lines = [json.loads(line) for line in pods.log(role).splitlines()]
+        assert not [line for line in lines if line["level"] == "error"], role
+
+
+async def _every_dialect_answers(pods: Pods, key: str) -> None:
+    """Rows are written over gRPC, by the Service's name, and read through the gateway."""
+    ports = {"registry": 6570, "serving": 6571, "management": 6573}
+    channels = {name: grpc.aio.insecure_channel(f"{pods.addresses[name]}:{port}") for name, port in ports.items()}
+    async with httpx2.AsyncClient(base_url=f"http://{pods.addresses['gateway']}:8080", timeout=30) as http:
+        world = World(http, channels, key, "fs-cn-triglot")
+        serving = "triglot.serving.v1.ServingService"
+        await world.rpc(f"{serving}/EnsureFeatureGroup", {"feature_group": GROUP})
+        await world.write_rows(
+            feature_store="shop", feature_group="riders", columns={"id": [7, 8], "score": [0.5, 1.5]}
+        )
+        await world.rpc(f"{serving}/CreateFeatureView", {"feature_view": VIEW})
+        await world.rpc("feast.registry.RegistryServer/ApplyProject", {"project": {"spec": {"name": "shop"}}})
+        bearer = {"Authorization": f"Bearer {key}"}
+        vector = await http.post("/0.1.0/feature_store", json=VECTOR, headers={"X-API-KEY": key})
+        assert vector.json().get("features") == [7, 0.5], vector.text
+        projects = await http.get("/api/v1/projects", headers=bearer)
+        assert [each["spec"]["name"] for each in projects.json()["projects"]] == ["shop"]
+        instances = await http.get("/api/PaiFeatureStore/2023-06-21/ListInstances", headers=bearer)
+        assert instances.json()["TotalCount"] == 1
+        # Nothing shows the interface to those without a key.
+        assert (await http.get("/openapi.json")).status_code == 404
+    for channel in channels.values():
+        await channel.close()
