@@ -34,6 +34,8 @@ _UNREACHABLE = (
     asyncpg.OperatorInterventionError,
     # A primary that became a standby.
     asyncpg.ReadOnlySQLTransactionError,
+    # An idle connection that was told of its end and has not met it yet.
+    asyncpg.InternalClientError,
 )
 
 
@@ -140,7 +142,7 @@ class Database:
         return errors.Internal("The database refused a statement")
 
 
-_CAUGHT = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+_CAUGHT = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
 def _without_data(error: BaseException) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import asyncpg
 import pytest
@@ -12,6 +15,7 @@ from chassis.migrations import MigrationError, Migrations, describe, migrate
 from chassis.postgres import Database, load_queries, open_database
 from chassis.settings import Settings
 from tests.conftest import Servers
+from tests.patience import until
 
 
 @pytest.fixture
@@ -129,3 +133,30 @@ def test_queries_are_named(tmp_path: Path) -> None:
     path = tmp_path / "queries.sql"
     path.write_text("-- name: one\n-- primary key\nSELECT 1;\n\n-- name: two\nSELECT 2;\n")
     assert load_queries(path).two == "SELECT 2;"
+
+
+async def test_a_connection_that_ends_between_two_statements(database: Database, servers: Servers) -> None:
+    """Whatever of its end has arrived: that it ends, and then that it is closed."""
+    for turns in range(6):
+        pid = await database.fetchval("SELECT pg_backend_pid()")
+        # Our event loop stands still meanwhile, and then hears of it bit by bit.
+        killer = Thread(target=lambda pid=pid: asyncio.run(_end(servers.postgres_url, pid)))
+        killer.start()
+        killer.join()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with suppress(errors.Unavailable):
+            await database.execute("SELECT 1")
+
+        async def there() -> bool:
+            with suppress(errors.Unavailable):
+                return await database.fetchval("SELECT true")  # type: ignore[no-any-return]
+            return False
+
+        await until(there)
+
+
+async def _end(postgres_url: str, pid: int) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    assert await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
+    await connection.close()
