@@ -27,6 +27,11 @@ def open_channel(target: str, settings: Settings) -> grpc.aio.Channel:
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # What was away for long is used again within seconds of its return, at whatever address; gRPC's own two
+        # minutes, and half of one for a name, are for the internet.
+        ("grpc.initial_reconnect_backoff_ms", 500),
+        ("grpc.max_reconnect_backoff_ms", 3_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 3_000),
         ("grpc.enable_retries", 0),
     )
     if settings.tls_authority:

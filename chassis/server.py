@@ -63,8 +63,9 @@ class GrpcServer:
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
-            # Clients behind a load balancer meet new replicas; see docs/architecture.md.
-            ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+            # A client asks for addresses when it loses a connection: so it hears of new replicas within minutes.
+            # Calls under way go on.
+            ("grpc.max_connection_age_ms", 5 * 60 * 1000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         )

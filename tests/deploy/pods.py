@@ -35,7 +35,7 @@ class Pods:
 
     def __init__(self, objects: list[Manifest], secret: dict[str, str], folder: Path) -> None:
         self._objects = objects
-        self._secret = secret
+        self.secret = secret
         self._folder = folder
         names = [each["metadata"]["name"] for each in objects if each["kind"] == "Deployment"]
         network = f"127.{random.randint(16, 250)}.{random.randint(0, 255)}"
@@ -58,14 +58,13 @@ class Pods:
         self._running[f"{name}-{container}"] = started
         return started
 
-    def create_key(self, principal: str) -> str:
-        """Make an administrator's API key as docs/deploy.md says, and put it into the Secret for management."""
+    def create_key(self, *arguments: str) -> str:
+        """Make an API key, with what the Job knows."""
         job = next(containers(find(self._objects, "Job", "migrate")))
-        command = [*_entrypoint(), "keys", "create", principal, "--administrator"]
+        command = [*_entrypoint(), "keys", "create", *arguments]
         environment = {"PATH": os.environ["PATH"]} | self._environment(job)
         made = subprocess.run(command, cwd=self._folder, env=environment, check=True, capture_output=True, text=True)
-        self._secret["service-api-key"] = made.stdout.strip()
-        return self._secret["service-api-key"]
+        return made.stdout.strip()
 
     def _environment(self, container: Mapping[str, Any]) -> dict[str, str]:
         given: dict[str, str] = {}
@@ -76,8 +75,8 @@ class Pods:
                 given[variable["name"]] = variable["value"]
                 continue
             reference = variable["valueFrom"]["secretKeyRef"]
-            if reference["key"] in self._secret or not reference.get("optional"):
-                given[variable["name"]] = self._secret[reference["key"]]
+            if reference["key"] in self.secret or not reference.get("optional"):
+                given[variable["name"]] = self.secret[reference["key"]]
         return {name: _TARGET.sub(self._resolved, value) for name, value in given.items()}
 
     def _resolved(self, target: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import grpc
 import kubernetes_validate
 import prometheus_client
 import pytest
@@ -379,6 +380,12 @@ def test_production_shows_nothing_without_a_key(overlay: str, objects: list[Mani
         assert settings["TRIGLOT_REDIS_CLUSTER"] == "true"
 
 
+def _rpcs() -> Iterator[str]:
+    for name, (module, _) in STUBS.items():
+        for method in import_module(module).DESCRIPTOR.services_by_name[name.rpartition(".")[2]].methods:
+            yield f"/{name}/{method.name}"
+
+
 def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
     import_module("services.management.usage")
     telemetry.rpc_seconds.series("x", "OK")
@@ -397,5 +404,9 @@ def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
     assert len(expressions) > 15
     assert {"triglot_rpc_seconds_bucket", "triglot_dependency_up", "triglot_usage_lost_calls_total"} <= named
     assert named <= exported.keys()
+    values = {"rpc": set(_rpcs()), "code": {code.name for code in grpc.StatusCode}, "job": ROLES}
+    for label, pattern in re.findall(r'(rpc|code|job)=~?"(.+?)"', " ".join(expressions)):
+        for part in [pattern] if "(" in pattern else pattern.split("|"):
+            assert any(re.fullmatch(part, value) for value in values[label]), part
     for rule in (rule for group in rules["spec"]["groups"] for rule in group["rules"]):
         assert {"summary", "action"} <= rule["annotations"].keys()

@@ -38,6 +38,8 @@ VIEW = {
     "joins": [{"feature_group": "riders", "version": 1}],
     "features": [{"name": "id"}, {"name": "score"}],
 }
+# As docs/deploy.md says.
+SERVICE_KEY = ("triglot-services", "--store", "*", "--action", "featurestore:*")
 VECTOR = {"featureStoreName": "shop", "featureViewName": "riding", "featureViewVersion": 1, "entries": {"id": 7}}
 
 
@@ -75,7 +77,8 @@ async def test_the_manifests_run(pods: Pods) -> None:
     assert waiting.poll() is None
     assert pods.start("Job", "migrate", "migrate").wait(PATIENCE_SECONDS) == 0, pods.log("migrate")
     assert waiting.wait(PATIENCE_SECONDS) == 0, pods.log("registry", "migrated")
-    key = pods.create_key("service")
+    key = pods.create_key("admin", "--administrator")
+    pods.secret["service-api-key"] = pods.create_key(*SERVICE_KEY)
     for role in sorted(ROLES):
         pods.start("Deployment", role, role)
     for role in sorted(ROLES):
