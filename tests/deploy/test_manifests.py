@@ -42,6 +42,7 @@ CUSTOM: dict[str, dict[str, set[str]]] = {
     "HTTPRoute": {"spec": {"parentRefs", "hostnames", "rules"}},
     "GRPCRoute": {"spec": {"parentRefs", "hostnames", "rules"}},
 }
+KNOWN = {model.variable(field) for _, model in MODELS for field in model.model_fields}
 CLOSING_SECONDS = 5  # of the pool of PostgreSQL's connections
 
 
@@ -99,10 +100,9 @@ def test_kubernetes_knows_every_field(version: str) -> None:
 def test_every_variable_is_a_setting_with_a_good_value(
     objects: list[Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {model.variable(field) for _, model in MODELS for field in model.model_fields}
     for component, _, container in ours(objects):
         given = variables(objects, container)
-        assert given.keys() <= known, component
+        assert given.keys() <= KNOWN, component
         for name, value in given.items():
             if value is not None:
                 monkeypatch.setenv(name, value)
@@ -113,17 +113,22 @@ def test_every_variable_is_a_setting_with_a_good_value(
 def test_every_command_is_one(objects: list[Manifest]) -> None:
     commands = set()
     for component, each, container in ours(objects):
-        context: Any = None
-        command: Any = typer.main.get_command(app)
-        name, arguments = "triglot", list(container["args"])
-        while hasattr(command, "resolve_command"):
-            context = command.make_context(name, arguments, parent=context)
-            name, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
-        command.make_context(name, arguments, parent=context)
+        parse(container["args"])
         if each["kind"] == "Deployment" and container["name"] == component:
             assert container["args"][:2] == ["serve", component]
             commands.add(component)
     assert commands == ROLES
+
+
+def parse(arguments: list[str]) -> None:
+    """What the command line makes of a command. An error if it knows it not."""
+    context: Any = None
+    command: Any = typer.main.get_command(app)
+    name = "triglot"
+    while hasattr(command, "resolve_command"):
+        context = command.make_context(name, list(arguments), parent=context)
+        name, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+    command.make_context(name, arguments, parent=context)
 
 
 def opened(objects: list[Manifest], component: str, container: dict[str, Any]) -> set[int]:
