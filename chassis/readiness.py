@@ -58,6 +58,9 @@ async def _answers(need: Need) -> bool:
             await need()
     except (errors.TriglotError, TimeoutError):
         return False
+    except Exception:  # a defect must not end the looking
+        log.exception("a dependency cannot be asked")
+        return False
     return True
 
 

@@ -163,7 +163,12 @@ class Settings(SettingsModel):
     registry_port: int = Field(6570, ge=0, le=65535, description="gRPC port of the registry.")
     serving_port: int = Field(6571, ge=0, le=65535, description="gRPC port of serving.")
     management_port: int = Field(6573, ge=0, le=65535, description="gRPC port of management.")
-    metrics_port: int = Field(6574, ge=0, le=65535, description="Port of the Prometheus metrics; 0 switches them off.")
+    metrics_port: int = Field(
+        6574,
+        ge=0,
+        le=65535,
+        description="Port of the Prometheus metrics, of `/livez` and `/readyz`; 0 switches them off.",
+    )
     registry_target: str = Field("localhost:6570", description="Where the gateway finds the registry (a gRPC target).")
     serving_target: str = Field("localhost:6571", description="Where gateway, management and worker find serving.")
     management_target: str = Field("localhost:6573", description="Where the gateway finds management.")

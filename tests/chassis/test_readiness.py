@@ -7,10 +7,12 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis import errors, readiness, telemetry
@@ -30,7 +32,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 class Dependency:
     """Something that can go away, or hang."""
 
-    there = True
+    there: bool | None = True
 
     async def ask(self) -> None:
         if self.there is None:
@@ -39,7 +41,7 @@ class Dependency:
             raise errors.Unavailable("it is away")
 
 
-async def test_a_service_without_what_it_needs_says_so_and_lives(monkeypatch) -> None:
+async def test_a_service_without_what_it_needs_says_so_and_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "_EVERY_SECONDS", 0.01)
     dependency = Dependency()
     server = GrpcServer(
@@ -69,7 +71,15 @@ async def test_a_service_without_what_it_needs_says_so_and_lives(monkeypatch) ->
     await server.stop(0)
 
 
-async def test_what_hangs_does_not_answer(monkeypatch) -> None:
+async def test_a_defect_is_told_and_looked_past() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    async with (board := Board()).serving({"thing": broken}):
+        assert not _found(board, "/readyz")[0]
+
+
+async def test_what_hangs_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "_ANSWER_SECONDS", 0.01)
     dependency, board = Dependency(), Board()
     dependency.there = None
@@ -92,7 +102,7 @@ async def test_a_process_is_ready_while_it_serves_and_has_enough() -> None:
         assert _found(board, "/readyz")[0]
 
 
-async def test_an_event_loop_that_stands_still_is_not_alive(monkeypatch) -> None:
+async def test_an_event_loop_that_stands_still_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "_HANG_SECONDS", 0.05)
     board = Board()
     time.sleep(0.1)  # noqa: ASYNC251 - on purpose
@@ -133,12 +143,8 @@ async def test_a_database_that_stops_and_one_that_is_busy(tmp_path: Path) -> Non
             await database.ping()  # the only connection is in use, and just was good
         server.stop()
         database._answered = float("-inf")
-        try:
+        with pytest.raises(errors.Unavailable):
             await database.ping()
-        except errors.Unavailable:
-            pass
-        else:
-            raise AssertionError("PostgreSQL is away, and answers")
         await database.close()
     finally:
         server.destroy()
@@ -150,5 +156,5 @@ def _found(board: Board, path: str) -> tuple[bool, object]:
     return answer[0], json.loads(answer[1])
 
 
-async def _negated(check) -> bool:
+async def _negated(check: Callable[[], Awaitable[bool]]) -> bool:
     return not await check()
