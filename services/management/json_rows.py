@@ -10,25 +10,21 @@ import orjson
 import pyarrow as pa
 
 from chassis import datatypes
-from services.management import publish
 from services.management.inputs import invalid, json_object
-from services.management.rows import Row
 
 MAX_ROWS = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REFUSED = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError)
 
 
-def batch_of(view: Row, texts: Sequence[str]) -> pa.RecordBatch:
-    """The rows as the view's group has them. What a row lacks is null.
+def batch_of(columns: Sequence[tuple[str, str, str]], needed: Sequence[str], texts: Sequence[str]) -> pa.RecordBatch:
+    """The rows. Of each column, name in the view, name in the batch and Hive type are given. What a row lacks is null.
 
-    Raises InvalidArgument, naming row and column, for a name that the view has not, a value of another type, and a row
-    without its key.
+    Raises InvalidArgument, naming row and column, for a name that is no column, a value of another type, and a row that
+    lacks what is needed, by the names in the batch.
     """
     if len(texts) > MAX_ROWS:
         raise invalid("Rows", f"takes at most {MAX_ROWS} rows")
-    columns = publish.columns_of(view)
-    key = view["join_id"]
     known = {name: served for name, served, _ in columns} | {served: served for _, served, _ in columns}
     rows = []
     for number, text in enumerate(texts, 1):
@@ -37,8 +33,9 @@ def batch_of(view: Row, texts: Sequence[str]) -> pa.RecordBatch:
             if name not in known:
                 raise invalid("Rows", f"row {number}: {name!r} is no field of the view")
         row = {known[name]: value for name, value in given.items()}
-        if row.get(key) is None:
-            raise invalid("Rows", f"row {number}: the key {key} is missing")
+        for name in needed:
+            if row.get(name) is None:
+                raise invalid("Rows", f"row {number}: {name} is missing")
         rows.append(row)
     arrays = [_column(served, kind, [row.get(served) for row in rows]) for _, served, kind in columns]
     return pa.RecordBatch.from_arrays(arrays, names=[served for _, served, _ in columns])

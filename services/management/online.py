@@ -27,7 +27,16 @@ from protos.gen.triglot.serving.v1 import (
 from services.management import hologres
 from services.management.datasources import Datasources
 from services.management.hologres_rows import HologresRows
-from services.management.publish import GROUP_VERSION, OVERWRITE, features_of, group_of, time_to_live_seconds
+from services.management.inputs import invalid
+from services.management.publish import (
+    GROUP_VERSION,
+    OVERWRITE,
+    SEQUENCE,
+    WRITTEN_VERSION,
+    features_of,
+    group_of,
+    time_to_live_seconds,
+)
 from services.management.rows import Row
 from services.management.settings import ManagementSettings
 
@@ -81,7 +90,9 @@ class OnlineStore:
         if _in_hologres(view):
             await (await self._hologres(view)).drop(view)
         else:
-            await self._serving.drop(view)
+            await self._serving.drop(view, GROUP_VERSION)
+            if view["type"] == SEQUENCE:
+                await self._serving.drop(view, WRITTEN_VERSION)
 
     async def write(
         self,
@@ -104,7 +115,29 @@ class OnlineStore:
             async with self._turn:
                 lifetime = time_to_live_seconds(view, self._own.ttl_unit)
                 return await (await self._hologres(view)).read(view, keys, lifetime)
-        return await self._serving.read(view, keys)
+        return [row for row in await self._serving.read(view, keys, GROUP_VERSION) if row is not None]
+
+    async def write_behaviours(self, view: Row, mode: str, arrow_streams: AsyncIterator[bytes]) -> None:
+        """Write behaviours of a Sequence view beside those that were published. Raises InvalidArgument if there is no
+        such place."""
+        if _in_hologres(view):
+            raise invalid("Rows", "cannot be written to a Sequence view that is kept in Hologres: publish its table")
+        group = group_of(view, self._own.ttl_unit, WRITTEN_VERSION)
+        await self._serving.ensure(group)
+        await self._serving.write(group, mode, arrow_streams, calls.DEFAULT_TIMEOUT_SECONDS)
+
+    async def written_behaviours(self, view: Row, keys: Sequence[str]) -> list[str | None]:
+        """A JSON object as text, or None, for each key: what of `write_behaviours` is there."""
+        return await self._serving.read(view, keys, WRITTEN_VERSION)
+
+    async def behaviours(self, view: Row, keys: Sequence[str]) -> list[list[str]]:
+        """Rows of a Sequence view for each key that has any: what was written row by row, then what was published."""
+        if _in_hologres(view):
+            return [[row] for row in await self.read(view, keys)]
+        written = await self.written_behaviours(view, keys)
+        published = await self._serving.read(view, keys, GROUP_VERSION)
+        rows = [[row for row in pair if row is not None] for pair in zip(written, published, strict=True)]
+        return [each for each in rows if each]
 
     async def uses(self, views: Sequence[Row], first: date, last: date) -> list[Use]:
         """What each view's rows take now, and their use from one day to another."""
@@ -177,10 +210,10 @@ class ServingRows:
             if error.reason not in _ABSENT:
                 raise
 
-    async def drop(self, view: Row) -> None:
+    async def drop(self, view: Row, version: int) -> None:
         """Delete a view's group and rows. Idempotent."""
         request = serving_service_pb2.DeleteFeatureGroupRequest(
-            feature_store=view["feature_store"], name=view["name"], version=GROUP_VERSION
+            feature_store=view["feature_store"], name=view["name"], version=version
         )
         try:
             await calls.invoke(self._stub.DeleteFeatureGroup, request, metadata=self._metadata)
@@ -216,25 +249,26 @@ class ServingRows:
         )
         return int(reply.rows_written)
 
-    async def read(self, view: Row, keys: Sequence[str]) -> list[str]:
-        """A JSON object as text for each key that has a row, in the order of the keys. Nothing before a publish."""
+    async def read(self, view: Row, keys: Sequence[str], version: int) -> list[str | None]:
+        """A JSON object as text for each key, None where there is no row. No row is there before a publish."""
         request = serving_service_pb2.ReadRowsRequest(
             feature_store=view["feature_store"],
             feature_group=view["name"],
-            version=GROUP_VERSION,
+            version=version,
             keys=[serving_service_pb2.RowKey(values=[value_pb2.Value(string_value=key)]) for key in keys],
         )
         try:
             reply = await calls.invoke(self._stub.ReadRows, request, metadata=self._metadata)
         except errors.NotFound as error:
             if error.reason in _ABSENT:
-                return []
+                return [None] * len(keys)
             raise
         names = [feature.name for feature in reply.features]
         return [
             orjson.dumps({name: _plain(value) for name, value in zip(names, row.values, strict=True)}).decode()
-            for row in reply.rows
             if row.found
+            else None
+            for row in reply.rows
         ]
 
 

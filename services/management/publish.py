@@ -28,6 +28,8 @@ OVERWRITE, MERGE = "Overwrite", "Merge"
 SERVED_TYPES = ("FeatureDB", "Redis")
 ONLINE_TYPES = (*SERVED_TYPES, hologres.TYPE)
 GROUP_VERSION = 1
+# Of a Sequence view, the version of its group that holds what was written row by row.
+WRITTEN_VERSION = 2
 _TYPES = ("Batch", "Stream", "Sequence")
 # What an event time can be written to: a point in time, or PAI's milliseconds since 1970.
 _TIMES = ("TIMESTAMP", "INT64")
@@ -139,14 +141,14 @@ def features_of(view: Row) -> list[feature_group_pb2.Feature]:
     return [feature_group_pb2.Feature(name=served, type=kind) for _, served, kind in columns_of(view)]
 
 
-def group_of(view: Row, ttl_unit: str) -> feature_group_pb2.FeatureGroup:
+def group_of(view: Row, ttl_unit: str, version: int = GROUP_VERSION) -> feature_group_pb2.FeatureGroup:
     """The feature group that the view is in serving. `ttl_unit`: what its TTL counts, days or seconds."""
     served = {name: served_name for name, served_name, _ in columns_of(view)}
     event_times = fields.having(fields.loaded(view["fields"]), fields.EVENT_TIME)
     group = feature_group_pb2.FeatureGroup(
         feature_store=view["feature_store"],
         name=view["name"],
-        version=GROUP_VERSION,
+        version=version,
         features=features_of(view),
         primary_key=[view["join_id"]],
         event_time=served.get(event_times[0], "") if event_times else "",

@@ -216,6 +216,10 @@ UPDATE management.feature_view SET written_online = true WHERE id = $1 AND NOT w
 -- Primary key. Keeps it from being deleted and its fields from being changed until the transaction ends.
 SELECT id FROM management.feature_view WHERE id = $1 FOR KEY SHARE;
 
+-- name: hold_feature_view
+-- Primary key. As share_feature_view, and one at a time; who refers to it does not wait.
+SELECT id FROM management.feature_view WHERE id = $1 FOR NO KEY UPDATE;
+
 -- name: list_feature_views
 -- feature_view_name_key where a project is given.
 WITH matching AS (

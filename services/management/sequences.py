@@ -5,7 +5,9 @@ A sequence S of items is a text, items parted by `;`. `S__event`, `S__ts` and so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,10 @@ class Config:
     play_time: str
     # Columns of which no two behaviours of a user may be equal in all.
     unique: Sequence[str]
+    # The column that is one of these besides item and event; empty if there is none.
+    custom: str
+    # A behaviour of an event counts only if it was played for longer than this.
+    play_times: Mapping[str, float]
 
 
 def config_of(view: Row) -> Config:
@@ -70,9 +76,8 @@ def config_of(view: Row) -> Config:
     listed = given.get("seq_config")
     if not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):
         raise _unusable(view, "needs seq_config, a list")
-    if given.get("play_time_filter"):
-        raise _unusable(view, "has a play_time_filter, which this deployment does not apply")
     table = text("offline_seq_table_name")
+    play_times = _play_times(view, text("play_time_filter"))
     item, event, time = (text(name, not table) for name in ("item_id_field", "event_field", "timestamp_field"))
     return Config(
         offline_table=table,
@@ -82,8 +87,10 @@ def config_of(view: Row) -> Config:
         item=item,
         event=event,
         time=time,
-        play_time=text("play_time_field"),
-        unique=_unique(view, given, item, event, time),
+        play_time=text("play_time_field", bool(play_times)),
+        unique=(unique := _unique(view, given, item, event, time)),
+        custom="".join(unique[2:]) if unique[2:] != [time] else "",
+        play_times=play_times,
     )
 
 
@@ -109,6 +116,20 @@ def _unique(view: Row, given: dict[str, Any], item: str, event: str, time: str) 
     if method == [*_BY_ITEM, "timestamp"]:
         return [item, event, time]
     raise _unusable(view, f"needs a deduplication_method of {list(_BY_ITEM)}, with or without 'timestamp' at its end")
+
+
+def _play_times(view: Row, text: str) -> dict[str, float]:
+    """`play:3;look:0.5`, by event."""
+    found = {}
+    for part in filter(None, text.split(";")):
+        event, _, bound = part.partition(":")
+        try:
+            found[event] = float(bound)
+        except ValueError:
+            found[event] = math.nan
+        if not event or not math.isfinite(found[event]):
+            raise _unusable(view, f"needs a play_time_filter such as 'play:3;look:0.5', and not {part!r}")
+    return found
 
 
 def _unusable(view: Row, why: str) -> errors.InvalidArgument:
@@ -150,8 +171,9 @@ class Behaviours:
 
     @property
     def more(self) -> list[str]:
-        """What else is told of an item, of all sequences."""
-        return list(dict.fromkeys(name for wanted in self.config.sequences for name in wanted.more))
+        """What else is kept of a behaviour, of all sequences."""
+        told = (name for wanted in self.config.sequences for name in wanted.more)
+        return list(dict.fromkeys([*filter(None, [self.config.custom]), *told]))
 
     @property
     def online_kind(self) -> str:
@@ -164,9 +186,10 @@ class Behaviours:
         unique = ", ".join(_column(name) for name in self.config.unique)
         event = _text_of(self.config.event)
         places, shown = [], []
+        each = f", {event}" if self.config.custom else ""  # as `newest` has it
         for number, wanted in enumerate(self.config.sequences):
             told = f"{event} IN ({_texts(wanted.events)})" if wanted.events else "true"
-            places.append(f"row_number() OVER (PARTITION BY k, {told} ORDER BY {_NEWEST}) AS p{number}")
+            places.append(f"row_number() OVER (PARTITION BY k, {told}{each} ORDER BY {_NEWEST}) AS p{number}")
             shown.append(f"({told} AND p{number} <= {wanted.length})")
         play_time = f"CAST({_column(self.config.play_time)} AS DOUBLE)" if self.config.play_time else "NULL::DOUBLE"
         more = "".join(f", more_{number} := {_text_of(name)}" for number, name in enumerate(self.more))
@@ -174,21 +197,64 @@ class Behaviours:
             f"SELECT k AS {key}, list(struct_pack(item := {_text_of(self.config.item)}, event := {event}, "  # noqa: S608
             f'"time" := t // 1000000, play_time := {play_time}{more}) ORDER BY {_NEWEST}) AS {BEHAVIOURS} '
             f"FROM (SELECT *, {', '.join(places)} FROM (SELECT * FROM b "
-            f"WHERE k IS NOT NULL AND t IS NOT NULL AND {_column(self.config.item)} IS NOT NULL "
+            f"WHERE k IS NOT NULL AND t IS NOT NULL AND {_column(self.config.item)} IS NOT NULL{self._long_enough} "
             f"QUALIFY row_number() OVER (PARTITION BY k, {unique} ORDER BY {_NEWEST}) = 1)) "
             f"WHERE {' OR '.join(shown)} GROUP BY k"
         )
 
-    def shown(self, row: str, now_seconds: int) -> str:
-        """A row as it is kept online, as PAI's SDKs show it: JSON texts both."""
-        kept: dict[str, Any] = orjson.loads(row)
-        behaviours: list[dict[str, Any]] = kept.pop(BEHAVIOURS) or []
-        found: dict[str, Any] = kept
+    @property
+    def _long_enough(self) -> str:
+        """The condition on rows of `b` that says what `play_times` says."""
+        event, play_time = _text_of(self.config.event), f"coalesce(CAST({_column(self.config.play_time)} AS DOUBLE), 0)"
+        return "".join(
+            f" AND NOT coalesce({event} = {_texts([name])} AND {play_time} <= {bound!r}, false)"
+            for name, bound in self.config.play_times.items()
+        )
+
+    def newest(self, behaviours: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Of a user's behaviours as they are kept online those that sequences show, newest first; of two at the same
+        time the one that is given first is the newer one. `online_sql` says the same."""
+        config = self.config
+        custom = f"more_{self.more.index(config.custom)}" if config.custom else ""
+        names = ["item", "event", *([custom] if custom else []), *(["time"] if config.time in config.unique else [])]
+        unique: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for each in sorted(behaviours, key=lambda each: -each["time"]):
+            bound = config.play_times.get(each["event"])
+            if bound is None or (each["play_time"] or 0) > bound:
+                unique.setdefault(tuple(each[name] for name in names), each)
+        counts: Counter[tuple[int, Any]] = Counter()
+        found = []
+        for each in unique.values():
+            shown = False
+            for number, wanted in enumerate(config.sequences):
+                # Items that are grouped are shown with all their events: so many of each are needed.
+                place = (number, each["event"] if custom else None)
+                if not wanted.events or each["event"] in wanted.events:
+                    counts[place] += 1
+                    shown |= counts[place] <= wanted.length
+            if shown:
+                found.append(each)
+        return found
+
+    def shown(self, rows: Sequence[str], now_seconds: int, *, grouped: bool) -> str:
+        """A user's rows as they are kept online, those of the newest behaviours first, as PAI's SDKs show them: JSON.
+
+        Grouped, which takes a `custom_deduplication_field`: behaviours that are equal in it and in the item are one,
+        with the events joined by `|` and the rest as the newest of them has it.
+        """
+        kept: list[dict[str, Any]] = [orjson.loads(row) for row in rows]
+        behaviours = self.newest(each for row in kept for each in row.pop(BEHAVIOURS) or [])
+        found: dict[str, Any] = kept[0]
+        custom = self.config.custom if grouped else ""
         for wanted in self.config.sequences:
             some = [each for each in behaviours if not wanted.events or each["event"] in wanted.events]
-            for name, field in self._fields(wanted):
-                values = (_told(each, field, now_seconds) for each in some[: wanted.length])
-                found[name] = _SEPARATOR.join(values)
+            fields = dict(self._fields(wanted))
+            if custom:
+                field = f"more_{self.more.index(custom)}"
+                some = _grouped(some, field)
+                fields[f"{wanted.name}__{custom}"] = field
+            for name, field in fields.items():
+                found[name] = _SEPARATOR.join(_told(each, field, now_seconds) for each in some[: wanted.length])
         return orjson.dumps(found).decode()
 
     def _fields(self, wanted: Wanted) -> Iterator[tuple[str, str]]:
@@ -220,7 +286,7 @@ class Behaviours:
             parts.append(
                 f"q{number} AS (SELECT at_k, at_t, {told} FROM ("  # noqa: S608 - quoted names and texts
                 f"SELECT *, row_number() OVER (PARTITION BY at_k, at_t ORDER BY {_NEWEST}) AS place FROM ("
-                f"SELECT * FROM seen WHERE {_column(self.config.item)} IS NOT NULL{events} "
+                f"SELECT * FROM seen WHERE {_column(self.config.item)} IS NOT NULL{events}{self._long_enough} "
                 f"QUALIFY row_number() OVER (PARTITION BY at_k, at_t, {unique} ORDER BY {_NEWEST}) = 1)) "
                 f"WHERE place <= {wanted.length} GROUP BY at_k, at_t)"
             )
@@ -285,6 +351,14 @@ def behaviours_of(view: Row) -> Behaviours:
     if not keys:
         raise errors.InvalidArgument(f"view {view['name']} has no primary key", field="FeatureViewId")
     return Behaviours(keys[0], config_of(view))
+
+
+def _grouped(behaviours: Iterable[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    """One for each item and value of the field, in the place of the newest."""
+    groups: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for each in behaviours:
+        groups.setdefault((each["item"], each[field]), []).append(each)
+    return [{**each[0], "event": "|".join(one["event"] or "" for one in each)} for each in groups.values()]
 
 
 def _column(name: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
+
+import orjson
 
 from chassis import calls
 from chassis.postgres import Database
@@ -20,10 +22,10 @@ from protos.gen.triglot.management.v1 import management_service_pb2_grpc
 from protos.gen.triglot.management.v1 import model_feature_pb2 as mf
 from protos.gen.triglot.management.v1 import project_pb2 as pr
 from protos.gen.triglot.management.v1 import task_pb2 as tk
-from services.management import csv_table, downloads, fg, json_rows, publish, sequences, training
+from services.management import behaviours, csv_table, downloads, fg, json_rows, publish, sequences, training
 from services.management.datasource_views import DatasourceViews
 from services.management.datasources import Datasources
-from services.management.inputs import check_instance, invalid, page_of
+from services.management.inputs import check_instance, invalid, json_object, page_of
 from services.management.labels import LabelTables
 from services.management.models import ModelFeatures, training_set_table_of
 from services.management.offline import OfflineStore
@@ -275,12 +277,28 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         mode = publish.mode_of(request.mode).lower()
         publish.check_online(view)
         if view["type"] == publish.SEQUENCE:
-            raise invalid("Rows", "cannot be written to a Sequence view: publish its table of behaviours")
+            await self._write_behaviours(view, mode, request.rows)
+            return
         async with self._views.writing(view) as held:
-            batch = json_rows.batch_of(held, request.rows)
+            batch = json_rows.batch_of(publish.columns_of(held), [held["join_id"]], request.rows)
             await self._online.ensure(held)
             rows = _only(publish.arrow_stream(batch))
             await self._online.write(held, mode, rows, calls.DEFAULT_TIMEOUT_SECONDS, _confirmed)
+
+    async def _write_behaviours(self, view: Row, mode: str, texts: Sequence[str]) -> None:
+        """Join the behaviours of a request with those of the same users that were written before."""
+        # One at a time for a view: what each of two would read and write back would lack the other's.
+        async with self._views.writing(view, alone=True) as held:
+            users = behaviours.given(held, texts)
+            if mode == publish.MERGE.lower():
+                keys = [*users]
+                for start in range(0, len(keys), _MAX_JOIN_IDS):
+                    some = keys[start : start + _MAX_JOIN_IDS]
+                    rows = await self._online.written_behaviours(held, [str(key) for key in some])
+                    for key, row in zip(some, rows, strict=True):
+                        users[key] += orjson.loads(row)[sequences.BEHAVIOURS] if row is not None else []
+            batch = behaviours.batch_of(held, users)
+            await self._online.write_behaviours(held, mode, _only(publish.arrow_stream(batch)))
 
     async def ListFeatureViewOnlineFeatures(
         self, request: fv.ListFeatureViewOnlineFeaturesRequest, context: Any
@@ -289,11 +307,23 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         if len(request.join_ids) > _MAX_JOIN_IDS:
             raise invalid("JoinIds", f"takes at most {_MAX_JOIN_IDS} keys")
         view = await self._views.row(request.feature_view_id)
-        rows = await self._online.read(view, request.join_ids) if request.join_ids else []
-        if rows and view["type"] == publish.SEQUENCE:
-            behaviours, now = sequences.behaviours_of(view), int(time.time())
-            rows = [behaviours.shown(row, now) for row in rows]
+        if not request.join_ids:
+            rows = []
+        elif view["type"] == publish.SEQUENCE:
+            rows = await self._sequences(view, request)
+        else:
+            rows = await self._online.read(view, request.join_ids)
         return fv.ListFeatureViewOnlineFeaturesResponse(online_features=rows)
+
+    async def _sequences(self, view: Row, request: fv.ListFeatureViewOnlineFeaturesRequest) -> list[str]:
+        grouped = json_object("Config", request.config).get("dlrm_hstu", False)
+        if not isinstance(grouped, bool):
+            raise invalid("Config", "needs true or false as dlrm_hstu")
+        users = await self._online.behaviours(view, request.join_ids)
+        if not users:
+            return []  # Whatever is wrong with its own Config: nothing was ever written.
+        shows, now = sequences.behaviours_of(view), int(time.time())
+        return [shows.shown(rows, now, grouped=grouped) for rows in users]
 
     async def ListFeatureViewRelationships(
         self, request: fv.ListFeatureViewRelationshipsRequest, context: Any

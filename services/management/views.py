@@ -87,12 +87,15 @@ class FeatureViews:
         return dict(found or {})
 
     @asynccontextmanager
-    async def writing(self, view: Row) -> AsyncIterator[Row]:
-        """The row as it stays until the block ends, noted as that of a view which has rows online. Raises NotFound."""
+    async def writing(self, view: Row, *, alone: bool = False) -> AsyncIterator[Row]:
+        """The row as it stays until the block ends, noted as that of a view which has rows online. Raises NotFound.
+
+        Alone: of all such blocks of the view only one at a time.
+        """
         # Noted first, by itself: if the block fails there may be a group, which has to go with the view.
         await self._database.execute(QUERIES.mark_written_online, view["id"])
         async with self._database.transaction() as connection:
-            await connection.fetchrow(QUERIES.share_feature_view, view["id"])
+            await connection.fetchrow(QUERIES.hold_feature_view if alone else QUERIES.share_feature_view, view["id"])
             row = await connection.fetchrow(QUERIES.feature_view, view["id"])
             yield permitted("FeatureView", view["id"], row)
 

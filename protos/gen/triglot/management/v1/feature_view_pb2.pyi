@@ -819,7 +819,9 @@ class ListFeatureViewOnlineFeaturesRequest(_message.Message):
     feature_view_id: _builtins.str
     """Decimal number."""
     config: _builtins.str
-    """JSON text. Accepted, without effect."""
+    """JSON text. For a Sequence view with a custom_deduplication_field, `{"dlrm_hstu": true}`: behaviours that are equal in
+    it and in the item are one, with their events joined by `|`. Else accepted, without effect.
+    """
     @_builtins.property
     def join_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys as text, at most 1,000."""
@@ -1147,7 +1149,8 @@ class WriteFeatureViewTableRequest(_message.Message):
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Rows to write to the online store at once: a JSON object as text each, values by the names of the view's fields, the
         key also by the entity's join id, a timestamp as milliseconds since 1970 or in ISO 8601. What a row lacks is null.
-        1 to 10,000. Not in PAI's own API.
+        1 to 10,000. Not in PAI's own API. Of a Sequence view a row is a behaviour: kept besides those that a publish
+        brought, joined with them in sequences, and replaced by an Overwrite of rows only.
         """
 
     def __init__(
