@@ -201,6 +201,46 @@ async def test_every_type_comes_back(
     await caller.refused("WriteFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode="Merge", Rows=rows)
 
 
+async def test_sequences_are_kept_in_it(
+    *, caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, database: asyncpg.Connection,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Behaviours are published to it as to serving, with nulls and hostile texts. Row by row they are refused."""
+    ids = await project(caller, settings, tmp_path)
+    config = {
+        "item_id_field": "item", "event_field": "event", "timestamp_field": "seen", "play_time_field": "played",
+        "seq_config": [{"online_seq_name": "s", "seq_len": 2, "online_behavior_table_fields": ["note"]}],
+    }  # fmt: skip
+    view = await view_of(
+        caller, ids, Type="Sequence", Config=orjson.dumps(config).decode(),
+        Fields=[FIELDS[0], {"Name": "seen", "Type": "INT64", "Attributes": ["EventTime"]}],
+    )  # fmt: skip
+    behaviours = [
+        {"id": 1, "item": item, "event": "click", "seen": seen, "played": played, "note": note}
+        for seen, (item, played, note) in enumerate((("a", 1.0, None), ("b", 0.5, HOSTILE), ("c", None, "\u2603")))
+    ]
+    pq.write_table(pa.Table.from_pylist(behaviours), tmp_path / "users.parquet")
+    shown = {
+        "user_id": 1, "s": "c;b", "s__event": "click;click", "s__item": "c;b", "s__seen": "2;1", "s__played": ";0.50",
+        "s__note": f"\u2603;{HOSTILE}",
+    }  # fmt: skip
+    async with worker(settings, own, serving):
+        for mode in ("Overwrite", "Merge"):
+            await until_task(caller, await publish(caller, view, Mode=mode), "Success")
+            [row] = await online(caller, view, 1, 2)
+            assert len(row.pop("s__ts").split(";")) == 2
+            assert row == shown
+    assert await database.fetchval("SELECT count(*) FROM shop_profile_online") == 1
+    rows = [orjson.dumps({"id": 1, "item": "d", "event": "click", "seen": 9}).decode()]
+    for mode in ("Merge", "Overwrite"):
+        message = await caller.refused(
+            "WriteFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode=mode, Rows=rows
+        )
+        assert "kept in Hologres: publish its table" in message
+    await caller.answer("DeleteFeatureView", FeatureViewId=view)
+    assert await database.fetchval("SELECT to_regclass('shop_profile_online')") is None
+
+
 async def test_rows_expire(caller: Pai, settings: Settings, tmp_path: Path) -> None:
     ids = await project(caller, settings, tmp_path)
     view = await view_of(caller, ids, Type="Stream", WriteMethod="Custom", TTL=3600)

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx2
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from chassis import calls
+from chassis.client import open_channel
 from chassis.inprocess import InProcessChannel
+from chassis.server import GrpcServer
 from chassis.settings import Settings
 from gateway.app import create_app
 from gateway.dialects import pai
 from gateway.settings import GatewaySettings
+from protos.gen.triglot.management.v1 import feature_view_pb2, management_service_pb2_grpc
 from services.management.csv_table import CsvImport
 from services.management.offline import NewFile
 from services.management.process import open_service
 from services.management.settings import ManagementSettings
 from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
-from tests.management.conftest import Pai, catalogue
+from tests.management.conftest import INSTANCE, Pai, catalogue
 from tests.management.test_downloads import Site, site
 from tests.management.test_publish import logs, online, publish, until_task, worker
+from tests.patience import PATIENCE_SECONDS
 
 FIELDS = [
     {"Name": "id", "Type": "INT64", "Attributes": ["PrimaryKey"]},
@@ -48,6 +55,17 @@ async def services(settings: Settings, own: ManagementSettings, serving: Any) ->
     """Management with serving: stands in for the fixture without it."""
     async with open_service(settings, own, InProcessChannel(serving)) as opened:
         yield opened
+
+
+@asynccontextmanager
+async def listening(services: Any) -> AsyncIterator[int]:
+    """The port at which the services answer."""
+    server = GrpcServer(services, host="127.0.0.1", port=0, max_message_bytes=1 << 20)
+    port = await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(1)
 
 
 async def view_of(caller: Pai, folder: Path, *more: dict[str, Any], **changes: Any) -> str:
@@ -97,6 +115,47 @@ async def test_rows_are_online_when_the_answer_comes(caller: Pai, tmp_path: Path
         FeatureEntityId="1", Fields=FIELDS[:2],
     )  # fmt: skip
     assert await online(caller, again, 3) == []
+
+
+async def test_rows_over_grpc_ports(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    """Client, management and serving, each at its own port: a Stream view is written to row by row."""
+    view = await view_of(caller, tmp_path)
+    metadata = calls.bearer(caller.key)
+    async with (
+        listening(serving) as serving_port,
+        open_channel(f"127.0.0.1:{serving_port}", settings) as serving_channel,
+        open_service(settings, own, serving_channel) as management,
+        listening(management) as port,
+        open_channel(f"127.0.0.1:{port}", settings) as channel,
+    ):
+        stub: Any = management_service_pb2_grpc.ManagementServiceStub(channel)
+
+        async def sent(*rows: dict[str, Any]) -> None:
+            request = feature_view_pb2.WriteFeatureViewTableRequest(
+                instance_id=INSTANCE, feature_view_id=view, mode="Merge",
+                rows=[orjson.dumps(row).decode() for row in rows],
+            )  # fmt: skip
+            answer = await stub.WriteFeatureViewTable(request, metadata=metadata, timeout=PATIENCE_SECONDS)
+            assert answer.task_id == ""
+
+        for number in range(3):
+            await sent({"user_id": number, "x": number / 2, "at": 1_000})
+        await sent({"user_id": 1, "city": "Bern", "at": 2_000}, {"user_id": 2, "city": "late", "at": 500})
+        request = feature_view_pb2.ListFeatureViewOnlineFeaturesRequest(
+            instance_id=INSTANCE, feature_view_id=view, join_ids=["2", "1", "9", "0"]
+        )
+        read = await stub.ListFeatureViewOnlineFeatures(request, metadata=metadata, timeout=PATIENCE_SECONDS)
+        assert [orjson.loads(row) for row in read.online_features] == [
+            {"user_id": 2, "x": 1.0, "city": None, "at": 1_000},
+            {"user_id": 1, "x": None, "city": "Bern", "at": 2_000},
+            {"user_id": 0, "x": 0.0, "city": None, "at": 1_000},
+        ]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await sent({"user_id": 3}, {"user_id": 4, "x": "much"})
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "row 2, column x" in str(refused.value.details())
 
 
 @pytest.mark.parametrize(
