@@ -31,11 +31,11 @@ from services.management.inputs import invalid
 from services.management.publish import (
     GROUP_VERSION,
     OVERWRITE,
-    SEQUENCE,
     WRITTEN_VERSION,
     features_of,
     group_of,
     time_to_live_seconds,
+    versions_of,
 )
 from services.management.rows import Row
 from services.management.settings import ManagementSettings
@@ -48,12 +48,26 @@ _GROUPS_IN_A_CALL = 500
 
 @dataclass(frozen=True)
 class Use:
-    """What a view's online rows take, and what was done with them on which days. Nothing, before a publish."""
+    """What a view's online rows take, and what was done with them on which days. Nothing before any were written."""
 
     rows: int = 0
     bytes: int = 0
     disk_bytes: int = 0
     days: Sequence[serving_service_pb2.DailyUse] = ()
+
+    def __add__(self, other: Use) -> Use:
+        """Both together, with each day once."""
+        days: dict[str, serving_service_pb2.DailyUse] = {}
+        for day in (*self.days, *other.days):
+            both = days.setdefault(day.date, serving_service_pb2.DailyUse(date=day.date))
+            both.rows_read += day.rows_read
+            both.rows_written += day.rows_written
+        return Use(
+            self.rows + other.rows,
+            self.bytes + other.bytes,
+            self.disk_bytes + other.disk_bytes,
+            [days[name] for name in sorted(days)],
+        )
 
 
 class OnlineStore:
@@ -90,9 +104,8 @@ class OnlineStore:
         if _in_hologres(view):
             await (await self._hologres(view)).drop(view)
         else:
-            await self._serving.drop(view, GROUP_VERSION)
-            if view["type"] == SEQUENCE:
-                await self._serving.drop(view, WRITTEN_VERSION)
+            for version in versions_of(view):
+                await self._serving.drop(view, version)
 
     async def write(
         self,
@@ -174,13 +187,14 @@ class ServingRows:
         """What each view's rows take now, and their use from one day to another, asked for in a few calls."""
         found: dict[tuple[str, str], Use] = {}
         days = max(1, (datetime.now(UTC).date() - first).days + 1)
-        for start in range(0, len(views), _GROUPS_IN_A_CALL):
+        groups = [(view, version) for view in views for version in versions_of(view)]
+        for start in range(0, len(groups), _GROUPS_IN_A_CALL):
             request = serving_service_pb2.ListFeatureGroupStatisticsRequest(
                 feature_groups=[
                     serving_service_pb2.FeatureGroupName(
-                        feature_store=view["feature_store"], name=view["name"], version=GROUP_VERSION
+                        feature_store=view["feature_store"], name=view["name"], version=version
                     )
-                    for view in views[start : start + _GROUPS_IN_A_CALL]
+                    for view, version in groups[start : start + _GROUPS_IN_A_CALL]
                 ],
                 days=days,
             )
@@ -188,7 +202,7 @@ class ServingRows:
             for each in reply.statistics:
                 told = [day for day in each.statistics.days if first.isoformat() <= day.date <= last.isoformat()]
                 key = (each.feature_group.feature_store, each.feature_group.name)
-                found[key] = Use(each.statistics.rows, each.statistics.bytes, days=told)
+                found[key] = found.get(key, Use()) + Use(each.statistics.rows, each.statistics.bytes, days=told)
         return [found.get((view["feature_store"], view["name"]), Use()) for view in views]
 
     async def ensure(self, group: feature_group_pb2.FeatureGroup) -> None:

@@ -136,6 +136,11 @@ def columns_of(view: Row) -> list[tuple[str, str, str]]:
     return columns
 
 
+def versions_of(view: Row) -> tuple[int, ...]:
+    """The versions that a view's feature group may have."""
+    return (GROUP_VERSION, WRITTEN_VERSION) if view["type"] == SEQUENCE else (GROUP_VERSION,)
+
+
 def features_of(view: Row) -> list[feature_group_pb2.Feature]:
     """The columns of the view's feature group."""
     return [feature_group_pb2.Feature(name=served, type=kind) for _, served, kind in columns_of(view)]

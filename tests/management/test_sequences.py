@@ -191,6 +191,9 @@ async def test_behaviours_are_written_row_by_row(
         )
         assert said in message
     assert [row["all"] for row in await online(caller, view, "new")] == ["c"]
+    # Statistics are of both places: a row of each user who was published, and one of who was written.
+    listed = await caller.answer("ListDatasourceFeatureViews", DatasourceId="2")
+    assert listed["FeatureViews"][0]["UsageStatistics"]["RowCount"] == 5
     await caller.answer("DeleteFeatureView", FeatureViewId=view)
     project, entity = "1", "1"
     again = await caller.made(
