@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -107,10 +108,7 @@ async def test_a_connection_that_cannot_be_made_is_no_defect_of_ours(
             (f"ALTER DATABASE {name} RENAME TO {name}_away", f"ALTER DATABASE {name}_away RENAME TO {name}"),
             (f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"),
         ):
-            await admin.execute(
-                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1", name
-            )
-            await admin.execute(refuse)
+            await until(partial(_alone, admin, name, refuse))
             try:
                 with pytest.raises(errors.Unavailable, match="cannot be reached"):
                     await database.fetchval("SELECT 1")
@@ -154,6 +152,16 @@ async def test_a_connection_that_ends_between_two_statements(database: Database,
             return False
 
         await until(there)
+
+
+async def _alone(admin: asyncpg.Connection, name: str, statement: str) -> bool:
+    """Whether a statement was run that takes a database without connections. An autovacuum cannot be sent away."""
+    try:
+        await admin.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1", name)
+        await admin.execute(statement)
+    except (asyncpg.ObjectInUseError, asyncpg.InsufficientPrivilegeError):
+        return False
+    return True
 
 
 async def _end(postgres_url: str, pid: int) -> None:

@@ -119,7 +119,12 @@ async def test_reads_go_on_without_postgres(
         assert await value(late.client) == "a"
         try:
             await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-            await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+            # An autovacuum is not ours to send away.
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = $1 AND backend_type = 'client backend'",
+                name,
+            )
             # The listener has tried to come back by then.
             for _ in range(20):
                 assert await value(late.client) == "a"
