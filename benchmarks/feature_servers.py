@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ _SAMPLE_REQUESTS = 200
 Vectors = list[list[object]]
 Figures = dict[str, float]  # requests, seconds, failed, p50_ms, p99_ms, cpu_seconds
 
-_FEAST_SETTINGS = """\
+FEAST_SETTINGS = """\
 project: {project}
 provider: local
 registry: registry.db
@@ -116,7 +117,7 @@ class Bare:
 # ---- servers over HTTP ----
 
 
-class OverHttp:
+class OverHttp(ABC):
     """A server that is asked by POST; how is said by those below."""
 
     def __init__(self, name: str, url: str, key: str, running: Sequence[Process], folder: Path) -> None:
@@ -148,11 +149,13 @@ class OverHttp:
             found = _figures(*player, url, self._file, self._key, str(connections), str(seconds))
         return found | {"cpu_seconds": _cpu_seconds(self._running) - used}
 
+    @abstractmethod
     def _request(self, view: View, keys: Sequence[int]) -> tuple[str, dict[str, Any]]:
-        raise NotImplementedError
+        """The path and the body by which such vectors are asked for."""
 
+    @abstractmethod
     def _vectors(self, view: View, answer: Any) -> Vectors:
-        raise NotImplementedError
+        """The values in an answer, in the view's order."""
 
 
 class Hopsworks(OverHttp):
@@ -344,7 +347,7 @@ def feast(folder: Path, redis_url: str, rows: int) -> Iterator[FeastServer]:
     """`feast serve` with one worker, filled by its own code. Without its access log, and never started anew."""
     folder.mkdir()
     address = urlsplit(redis_url)
-    settings = _FEAST_SETTINGS.format(
+    settings = FEAST_SETTINGS.format(
         project=STORE, host=address.hostname, port=address.port, password=address.password or ""
     )
     (folder / "feature_store.yaml").write_text(settings)

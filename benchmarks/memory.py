@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import redis
 
 from benchmarks import feature_servers, harness, processes
-from benchmarks.feature_servers import FEAST, TRIGLOT
+from benchmarks.feature_servers import FEAST, FEAST_SETTINGS, TRIGLOT
 from benchmarks.harness import progress
 from benchmarks.processes import ROOT
 from benchmarks.vectors import KEY, STORE, TENS, Group
@@ -33,17 +33,6 @@ SIZES = (1, 5)
 TRIGLOT_PLAIN, TRIGLOT_TIMED, FEAST_REDIS = "Triglot", "Triglot, event time", "Feast"
 _TIME = "event_timestamp"
 _SAMPLE = 1_000
-_FEAST_SETTINGS = """\
-project: bench
-provider: local
-registry: registry.db
-offline_store:
-  type: file
-online_store:
-  type: redis
-  connection_string: "{host}:{port},password={password}"
-entity_key_serialization_version: 3
-"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,9 @@ def triglot_writer(endpoints: dict[str, Any], folder: Path, *, timed: bool) -> W
 def feast_writer(redis_url: str, folder: Path) -> Writer:
     """Feast's own `write_to_online_store`."""
     address = urlsplit(redis_url)
-    settings = _FEAST_SETTINGS.format(host=address.hostname, port=address.port, password=address.password or "")
+    settings = FEAST_SETTINGS.format(
+        project="bench", host=address.hostname, port=address.port, password=address.password or ""
+    )
     (folder / "feature_store.yaml").write_text(settings)
     # Feast would otherwise tell its makers that it is used.
     env = processes.clean_environment(FEAST_USAGE="False")

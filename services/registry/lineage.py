@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import asyncpg
+
 from services.registry.access import Access
 from services.registry.kinds import BY_NAME, FEATURE, LABEL, PERMISSION, Edge
 from services.registry.queries import QUERIES
@@ -21,6 +23,13 @@ class Edges:
 
     edges: Sequence[tuple[str, Edge]]
     total: int
+
+
+def by_target(*, indirect: bool) -> Sequence[str]:
+    """The queries that give all edges of projects, one after the other, with their JSON: see direct_edges_by_target."""
+    if indirect:
+        return QUERIES.indirect_edges_by_source, QUERIES.indirect_edges_by_service
+    return (QUERIES.direct_edges_by_target,)
 
 
 class LineageStore:
@@ -83,22 +92,25 @@ class LineageStore:
 
         Page and limit 0: all of them; otherwise one page of them all, for a single project.
         """
+        if page:
+            [project] = projects
+            return {project: await self._rendered_page(project, indirect=indirect, page=page, limit=limit)}
+        pieces: dict[str, list[asyncpg.Record]] = {}
+        for query in by_target(indirect=indirect):
+            for row in await self._access.fetch(query, projects):
+                pieces.setdefault(row["project"], []).append(row)
+        return {
+            project: (f"[{','.join(row['content'] for row in rows)}]".encode(), sum(row["edges"] for row in rows))
+            for project, rows in pieces.items()
+        }
+
+    async def _rendered_page(self, project: str, *, indirect: bool, page: int, limit: int) -> tuple[bytes, int]:
         query = QUERIES.indirect_edges if indirect else QUERIES.direct_edges
-        arguments = (projects, "", "")
-        sorted_edges = f"{query} ORDER BY 1, 2, 3, 4, 5"
-        if page:
-            statement = f"{QUERIES.edges_as_json} FROM (\n{sorted_edges} LIMIT $4 OFFSET $5\n) e GROUP BY e.project"
-            rows = await self._access.fetch(statement, *arguments, limit, (page - 1) * limit)
-        elif indirect:
-            rows = await self._access.fetch(QUERIES.indirect_edges_as_json, projects)
-        else:
-            statement = f"{QUERIES.edges_as_json} FROM (\n{sorted_edges}\n) e GROUP BY e.project"
-            rows = await self._access.fetch(statement, *arguments)
-        found = {row["project"]: (b"[%b]" % row["content"].encode(), int(row["edges"])) for row in rows}
-        if page:
-            total = await self._access.fetchval(f"SELECT count(*) FROM (\n{query}\n) e", *arguments)  # noqa: S608
-            found = {project: (found.get(project, (b"[]", 0))[0], total) for project in projects}
-        return found
+        arguments = ([project], "", "")
+        statement = f"{QUERIES.page_of_edges_as_json} FROM (\n{query} ORDER BY 1, 2, 3, 4, 5 LIMIT $4 OFFSET $5\n) e"
+        content = await self._access.fetchval(statement, *arguments, limit, (page - 1) * limit)
+        total: int = await self._access.fetchval(f"SELECT count(*) FROM (\n{query}\n) e", *arguments)  # noqa: S608
+        return b"[%b]" % (content or "").encode(), total
 
     async def sources_of_entity(self, name: str, project: str, limit: int) -> tuple[Sequence[bytes], int]:
         """JSON of the data sources behind an entity's views, last changed first, and how many they are in all."""

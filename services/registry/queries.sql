@@ -287,11 +287,9 @@ WHERE e.project = ANY($1::text[]) AND (
     OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
 )
 
--- name: edges_as_json
--- Around direct_edges or a page of one of the two: the edges of each project as elements of a JSON array, in the order in
--- which they come, and how many they are.
-SELECT e.project, count(*) AS edges,
-    string_agg(registry.edge_json(e.source_type, e.source_name, e.target_type, e.target_name), ',') AS content
+-- name: page_of_edges_as_json
+-- Around a page of one of the two: the edges of a project as elements of a JSON array, in the order in which they come.
+SELECT string_agg(registry.edge_json(e.source_type, e.source_name, e.target_type, e.target_name), ',') AS content
 
 -- name: indirect_edges
 -- edge_by_project. What the views of a service are made from leads to the service; the entities of a view lead to its
@@ -311,72 +309,35 @@ FROM (
 WHERE (($2::text = '' OR e.source_type = $2) AND ($3::text = '' OR e.source_name = $3))
     OR (($2 = '' OR e.target_type = $2) AND ($3 = '' OR e.target_name = $3))
 
--- name: indirect_edges_as_json
--- edge_target, edge_by_project. The same of all indirect edges of projects $1. They are sorted for each target by itself:
--- there are few targets, and each has few sources.
-SELECT p.project, sum(p.edges)::bigint AS edges, string_agg(p.content, ',' ORDER BY p.target_type, p.target_name) AS content
-FROM (
-    SELECT s.project, s.target_type, s.target_name, l.edges, l.content
-    FROM (
-        SELECT DISTINCT e.project, e.target_type, e.target_name
-        FROM registry.edge e WHERE e.project = ANY($1::text[]) AND e.target_type = 'featureService'
-    ) s
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS edges, string_agg(
-            registry.edge_json(d.source_type, d.source_name, s.target_type, s.target_name), ','
-            ORDER BY d.source_type, d.source_name
-        ) AS content
-        FROM (
-            SELECT DISTINCT v.source_type, v.source_name
-            FROM registry.edge u
-            JOIN registry.edge v ON v.project = u.project AND v.target_type = u.source_type
-                AND v.target_name = u.source_name
-            WHERE u.project = s.project AND u.target_type = s.target_type AND u.target_name = s.target_name
-        ) d
-        HAVING count(*) > 0
-    ) l
-    UNION ALL
-    SELECT d.project, 'dataSource', d.source, count(*),
-        string_agg(registry.edge_json('entity', d.entity, 'dataSource', d.source), ',' ORDER BY d.entity)
-    FROM (
-        SELECT DISTINCT e.project, e.source_name AS entity, d.source_name AS source
-        FROM registry.edge e
-        JOIN registry.edge d ON d.project = e.project AND d.target_type = e.target_type
-            AND d.target_name = e.target_name
-        WHERE e.project = ANY($1) AND e.source_type = 'entity' AND d.source_type = 'dataSource'
-    ) d
-    GROUP BY d.project, d.source
-) p
-GROUP BY p.project;
-
 -- name: direct_edges_by_target
--- edge_by_project. The direct edges of project $1, a row for each target: how many, and their JSON.
-SELECT count(*) AS edges, string_agg(
+-- edge_by_project. All edges of projects $1, a row for each target: how many, and their JSON. They are sorted for each target
+-- by itself, because there are few to each.
+SELECT e.project, count(*) AS edges, string_agg(
     registry.edge_json(e.source_type, e.source_name, e.target_type, e.target_name), ','
     ORDER BY e.source_type, e.source_name
 ) AS content
-FROM registry.edge e WHERE e.project = $1
-GROUP BY e.target_type, e.target_name ORDER BY e.target_type, e.target_name;
+FROM registry.edge e WHERE e.project = ANY($1::text[])
+GROUP BY e.project, e.target_type, e.target_name ORDER BY e.project, e.target_type, e.target_name;
 
 -- name: indirect_edges_by_source
--- edge_source, edge_by_project. The indirect edges of project $1 that lead to data sources, in the same way.
-SELECT count(*) AS edges, string_agg(
+-- edge_source, edge_by_project. The same of the indirect edges that lead to data sources.
+SELECT p.project, count(*) AS edges, string_agg(
     registry.edge_json('entity', p.entity, 'dataSource', p.source), ',' ORDER BY p.entity
 ) AS content
 FROM (
-    SELECT DISTINCT e.source_name AS entity, d.source_name AS source
+    SELECT DISTINCT e.project, e.source_name AS entity, d.source_name AS source
     FROM registry.edge e
     JOIN registry.edge d ON d.project = e.project AND d.target_type = e.target_type AND d.target_name = e.target_name
-    WHERE e.project = $1 AND e.source_type = 'entity' AND d.source_type = 'dataSource'
+    WHERE e.project = ANY($1::text[]) AND e.source_type = 'entity' AND d.source_type = 'dataSource'
 ) p
-GROUP BY p.source ORDER BY p.source;
+GROUP BY p.project, p.source ORDER BY p.project, p.source;
 
 -- name: indirect_edges_by_service
--- edge_by_project. The indirect edges of project $1 that lead to feature services, which come after data sources.
-SELECT l.edges, l.content
+-- edge_by_project. The same of those that lead to feature services, which come after data sources.
+SELECT s.project, l.edges, l.content
 FROM (
-    SELECT DISTINCT e.target_name AS name
-    FROM registry.edge e WHERE e.project = $1 AND e.target_type = 'featureService'
+    SELECT DISTINCT e.project, e.target_name AS name
+    FROM registry.edge e WHERE e.project = ANY($1::text[]) AND e.target_type = 'featureService'
 ) s
 CROSS JOIN LATERAL (
     SELECT count(*) AS edges, string_agg(
@@ -388,11 +349,11 @@ CROSS JOIN LATERAL (
         FROM registry.edge u
         JOIN registry.edge v ON v.project = u.project AND v.target_type = u.source_type
             AND v.target_name = u.source_name
-        WHERE u.project = $1 AND u.target_type = 'featureService' AND u.target_name = s.name
+        WHERE u.project = s.project AND u.target_type = 'featureService' AND u.target_name = s.name
     ) d
     HAVING count(*) > 0
 ) l
-ORDER BY s.name;
+ORDER BY s.project, s.name;
 
 -- name: covered_by_permissions
 -- object_key, then object_updated. For permissions named in arrays (project, name): the objects that each speaks of, the

@@ -21,6 +21,7 @@ from services.registry.access import DELETE, UPDATE, WRITE_ONLINE, Access
 from services.registry.applying import Applying, Plan
 from services.registry.checks import too_large
 from services.registry.kinds import Kind
+from services.registry.lineage import by_target
 from services.registry.queries import QUERIES
 
 # Rows that are fetched together where everything is read.
@@ -73,9 +74,8 @@ class Snapshot:
 
     async def edges(self, project: str, *, indirect: bool) -> AsyncGenerator[tuple[int, Sequence[bytes]]]:
         """The edges of a project: so many, and for each target their JSON with commas between them."""
-        direct = (QUERIES.direct_edges_by_target,)
-        for query in (QUERIES.indirect_edges_by_source, QUERIES.indirect_edges_by_service) if indirect else direct:
-            async for rows in self._rows(query, project):
+        for query in by_target(indirect=indirect):
+            async for rows in self._rows(query, [project]):
                 yield sum(row["edges"] for row in rows), [row["content"].encode() for row in rows]
 
     async def _rows(self, query: str, *arguments: Any) -> AsyncGenerator[Sequence[asyncpg.Record]]:

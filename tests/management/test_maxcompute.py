@@ -67,7 +67,6 @@ async def test_nobody_is_there(caller: Pai) -> None:
 
 def test_its_entry_is_what_the_configuration_says() -> None:
     """With pyodps: the object that all its calls are made with."""
-    pytest.importorskip("odps", reason="the extra `maxcompute` is not installed")
     entry = Project("shop", {**GOOD, "tunnel_endpoint": "http://127.0.0.1:2"}, ("127.0.0.1",), 5, 1_000)._entry()
     assert (entry.project, entry.endpoint, entry.account.access_id) == ("shop", GOOD["endpoint"], "LTAI")
     with pytest.raises(errors.InvalidArgument):
