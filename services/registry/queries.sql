@@ -417,6 +417,11 @@ WHERE o.kind = 'dataSource' AND o.project = $1 AND EXISTS (
 )
 ORDER BY o.updated DESC, o.id DESC LIMIT $3;
 
+-- name: search_settings
+-- For one transaction: how similar is similar, and that what follows is planned for its own pattern. A plan for any pattern
+-- takes any to match much, and reads without the trigram index.
+SELECT set_config('pg_trgm.word_similarity_threshold', $1, true), set_config('plan_cache_mode', 'force_custom_plan', true);
+
 -- Search. $1 names the projects, $2 the kinds, $3 is the filter by tags.
 
 -- name: search_everything

@@ -69,21 +69,24 @@ class SearchStore:
         """
         query = wanted.query.lower()
         arguments: list[object] = [wanted.projects, KINDS, orjson.dumps(dict(wanted.tags)).decode()]
-        statement = QUERIES.search_everything
-        if query:
-            pattern = _pattern(query)
-            arguments += [pattern, await self._similar(query, pattern, arguments)]
-            statement = QUERIES.search_matching
         order = _ORDERS[wanted.sort_by].format(" DESC" if wanted.descending else "")
-        number = len(arguments)
-        paged = (
-            f"SELECT r.*, count(*) OVER () AS total FROM (\n{statement}\n) r"  # noqa: S608 - constants of this file
-            f" ORDER BY {order} LIMIT ${number + 1} OFFSET ${number + 2}"
-        )
         offset = (wanted.page - 1) * wanted.limit
-        rows = await self._access.fetch(paged, *arguments, wanted.limit, offset)
-        # Behind the last page no row is left to carry the total.
-        counted = rows or (await self._access.fetch(paged, *arguments, 1, 0) if offset else [])
+        async with self._database.transaction() as connection:
+            await connection.execute(QUERIES.search_settings, WORD_SIMILARITY)
+            access = self._access.over(connection)
+            statement = QUERIES.search_everything
+            if query:
+                pattern = _pattern(query)
+                arguments += [pattern, await _similar(access, query, pattern, arguments)]
+                statement = QUERIES.search_matching
+            number = len(arguments)
+            paged = (
+                f"SELECT r.*, count(*) OVER () AS total FROM (\n{statement}\n) r"  # noqa: S608 - constants of this file
+                f" ORDER BY {order} LIMIT ${number + 1} OFFSET ${number + 2}"
+            )
+            rows = await access.fetch(paged, *arguments, wanted.limit, offset)
+            # Behind the last page no row is left to carry the total.
+            counted = rows or (await access.fetch(paged, *arguments, 1, 0) if offset else [])
         likeness = Likeness(query)
         matches = [
             Match(
@@ -99,17 +102,14 @@ class SearchStore:
         ]
         return matches, counted[0]["total"] if counted else 0
 
-    async def _similar(self, query: str, pattern: str, arguments: Sequence[object]) -> Sequence[int]:
-        statement, narrowed = self._access.narrowed(QUERIES.search_similar, (*arguments, query, pattern))
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                "SELECT set_config('pg_trgm.word_similarity_threshold', $1, true)", WORD_SIMILARITY
-            )
-            rows = await connection.fetch(statement, *narrowed)
-        likeness = Likeness(query)
-        named = {row["id"] for row in rows if likeness.to(row["name"])}
-        others = [row for row in rows if row["id"] not in named]
-        return [*named, *(row["id"] for row in others if _alike(likeness, orjson.loads(row["tags"])))]
+
+async def _similar(access: Access, query: str, pattern: str, arguments: Sequence[object]) -> Sequence[int]:
+    """Ids of the objects that are like the query and do not hold it."""
+    rows = await access.fetch(QUERIES.search_similar, *arguments, query, pattern)
+    likeness = Likeness(query)
+    named = {row["id"] for row in rows if likeness.to(row["name"])}
+    others = [row for row in rows if row["id"] not in named]
+    return [*named, *(row["id"] for row in others if _alike(likeness, orjson.loads(row["tags"])))]
 
 
 def _pattern(query: str) -> str:

@@ -8,12 +8,22 @@ from typing import Any
 import httpx2
 import pytest
 
-from chassis import errors
+from chassis import calls, errors
 from chassis.postgres import Database
+from chassis.principals import Principal
 from protos.gen.feast.registry import RegistryServer_pb2 as feast
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as rpc
+from services.registry.access import Access
 from services.registry.queries import QUERIES
-from services.registry.search import KINDS, MAX_COMPARED_LENGTH, MAX_COMPARED_LETTERS, Likeness, distance
+from services.registry.search import (
+    KINDS,
+    MAX_COMPARED_LENGTH,
+    MAX_COMPARED_LETTERS,
+    Likeness,
+    Search,
+    SearchStore,
+    distance,
+)
 from tests.registry.conftest import Registry
 from tests.registry.test_indexes import explain, filled  # noqa: F401 - a fixture
 from tests.registry.test_objects import apply_entity, apply_view, service, view
@@ -190,3 +200,18 @@ async def test_search_uses_its_index(filled: Database) -> None:  # noqa: F811 - 
     plan = await explain(filled, similar, ["p1", "p2"], KINDS, "{}", "veiw1999", "%veiw1999%")
     assert "object_search" in plan
     assert "Seq Scan" not in plan
+
+
+async def test_search_is_planned_for_what_it_looks_for(filled: Database) -> None:  # noqa: F811 - a fixture
+    """PostgreSQL would keep a plan for any pattern once a statement has run five times, without the index."""
+    store = SearchStore(filled, Access(filled, strict=False))
+    wanted = Search("view1999", ["p1", "p2"], {}, page=1, limit=10)
+    token = calls.enter(calls.Call("id", principal=Principal("everything", administrator=True)))
+    try:
+        for _ in range(8):
+            assert (await store.search(wanted))[1]
+    finally:
+        calls.leave(token)
+    # The pool gives the connection again that it was given last.
+    ran = "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE statement LIKE $1"
+    assert [tuple(row) for row in await filled.fetch(ran, "%o.search_text%")] == [(8, 0), (8, 0)]
