@@ -6,21 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import orjson
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis import calls, errors
 from chassis.readiness import Need
 from chassis.settings import Settings
 
+# Of a name with several addresses all are used in turn. One that is about to stop says so in its health, and gets no
+# more calls. It is that of the process, not of the service: what a service lacks is its own to explain.
+_SERVICE_CONFIG = orjson.dumps(
+    {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+).decode()
+
 
 def open_channel(target: str, settings: Settings) -> grpc.aio.Channel:
     """A channel to a gRPC target, made inside the running loop. It connects when it is used, and again when it is lost.
 
-    Of a name with several addresses (a headless Service) all are used in turn. With TLS where the settings name the
-    authority that vouches for it.
+    Of a name with several addresses (a headless Service) all are used in turn, but for those that are about to stop.
+    With TLS where the settings name the authority that vouches for it.
     """
     options = (
-        ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # A peer that vanished without a word is noticed within a quarter of a minute.

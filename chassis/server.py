@@ -34,6 +34,25 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # How long gRPC may take to stop once the calls under way have had their time.
 STOP_SECONDS = 10.0
+# How long callers that watch our health may take to hear that we go; at most a part of the time for calls under way.
+_LEAVE_SECONDS = 1.0
+LEAVE_PART = 0.25
+
+
+class _Health(health.aio.HealthServicer):
+    """gRPC's health service, which knows whether anybody watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers = 0
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - gRPC's name
+        """Tell of each change until the caller goes."""
+        self.watchers += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self.watchers -= 1
 
 
 class GrpcServer:
@@ -70,7 +89,7 @@ class GrpcServer:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         )
         self._server: grpc.aio.Server | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._closing = AsyncExitStack()
 
     async def start(self) -> int:
@@ -97,10 +116,18 @@ class GrpcServer:
             await self._health.set(service.name, status)
 
     async def stop(self, drain_seconds: float) -> None:
-        """Report NOT_SERVING, take no new calls, let those under way finish for `drain_seconds`."""
+        """Report NOT_SERVING, take no new calls, let those under way finish for `drain_seconds`.
+
+        gRPC cancels calls that arrive between its decision to stop and the moment in which the caller hears of it. So
+        callers that watch our health, as all channels of ours do, hear first and have a part of the time to turn away.
+        """
         if self._server is not None:
             await self._closing.aclose()
             await self._health.enter_graceful_shutdown()
+            if self._health.watchers:
+                leave_seconds = min(_LEAVE_SECONDS, LEAVE_PART * drain_seconds)
+                drain_seconds -= leave_seconds
+                await asyncio.sleep(leave_seconds)
             # gRPC ends every call after the grace; it was once seen not to return when a client had been killed.
             stopping = asyncio.ensure_future(self._server.stop(drain_seconds))
             done, _ = await asyncio.wait((stopping,), timeout=drain_seconds + STOP_SECONDS)

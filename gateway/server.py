@@ -6,14 +6,16 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from chassis.errors import PortInUse, WrongSetting
+from chassis.server import LEAVE_PART
 from chassis.settings import Settings
 from gateway.settings import GatewaySettings
 
@@ -53,13 +55,14 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=75,
             limit_concurrency=settings.max_connections,
-            timeout_graceful_shutdown=max(1, int(drain_seconds)),
+            timeout_graceful_shutdown=max(1, int(drain_seconds * (1 - LEAVE_PART))),
             ssl_certfile=certificate[0] or None,
             ssl_keyfile=certificate[1] or None,
             ssl_ca_certs=settings.client_authority or None,
             ssl_cert_reqs=ssl.CERT_REQUIRED if settings.client_authority else ssl.CERT_NONE,
         )
         self._server = _Server(config)
+        self._leave_seconds = drain_seconds * LEAVE_PART
         self._head_timeout_seconds = settings.body_timeout_seconds
         self._task: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -76,10 +79,17 @@ class HttpServer:
         return [bound.getsockname()[1] for bound in self._sockets]
 
     async def stop(self) -> None:
-        """Take no new connections, let the requests under way finish."""
+        """Let callers turn to others, then take no new connections, and let the requests under way finish.
+
+        Whoever closes an idle connection may do so while a request is on its way, which is lost then. So for a part of
+        the time each connection is closed with the next answer on it, as HTTP lets us ask for, and only then as it is.
+        """
         if self._sweeping is not None:
             self._sweeping.cancel()
         if self._task is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._leave_seconds):
+                    await self._server.leave()
             self._server.should_exit = True
             await self._task
 
@@ -136,12 +146,19 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Whatever arrives."""
         super().data_received(data)
+        if self.server_state.leaving:  # type: ignore[attr-defined]
+            self.leave()
         if self.waits_for_head:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self.refuse(b"431 Request Header Fields Too Large")
         elif self._head_bytes:
             self._head_bytes = 0
+
+    def leave(self) -> None:
+        """The request under way, if there is one, is the connection's last."""
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def refuse(self, status: bytes) -> None:
         """Answer what is no request yet, and close."""
@@ -150,8 +167,26 @@ class _Protocol(HttpToolsProtocol):
             self.transport.close()
 
 
+class _State(ServerState):
+    """What connections of one server share."""
+
+    leaving = False
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the process decides when to stop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.server_state = _State()
+
+    async def leave(self) -> None:
+        """From now on each connection ends with the next answer on it. Returns when there is none."""
+        cast("_State", self.server_state).leaving = True
+        for each in self.connections:
+            each.leave()
+        while self.connections:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.05)
 
     @property
     def connections(self) -> Collection[_Protocol]:

@@ -11,7 +11,7 @@ from chassis.rpc import Policy, Service, mount
 from chassis.server import GrpcServer
 from chassis.settings import Settings
 from tests.chassis.echo import ByName, Echo, Stub, Text, add_to_server, service
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 
 
 class Replica(Echo):
@@ -53,3 +53,29 @@ async def test_a_name_is_a_target() -> None:
     async with open_channel(f"dns:///localhost:{port}", Settings()) as channel:
         await health_of(channel, "test.Echo")()
     await server.stop(0)
+
+
+async def test_callers_turn_away_from_a_replica_that_stops() -> None:
+    """No call fails, and none goes to it any more once it has said that it goes."""
+    servers = [GrpcServer([replica(n)], host="127.0.0.1", port=0, max_message_bytes=1 << 20) for n in range(2)]
+    target = f"ipv4:{','.join([f'127.0.0.1:{await server.start()}' for server in servers])}"
+    answers: list[str] = []
+    async with open_channel(target, Settings()) as channel:
+        stub = Stub(channel)
+
+        async def call() -> None:
+            while not stopped:
+                answers.append((await stub.Ping(Text(), timeout=10)).value)
+
+        async def the_last_are_from(expected: set[str]) -> bool:
+            return len(answers) >= 100 and set(answers[-100:]) == expected
+
+        stopped = False
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(30):
+                callers.create_task(call())
+            await until(lambda: the_last_are_from({"0", "1"}))
+            await servers[0].stop(PATIENCE_SECONDS)
+            assert await the_last_are_from({"1"})
+            stopped = True
+    await servers[1].stop(0)

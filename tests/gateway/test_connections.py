@@ -180,3 +180,27 @@ async def test_certificates_of_clients(tmp_path: Path) -> None:
     with pytest.raises(WrongSetting, match="TRIGLOT_GATEWAY_CLIENT_AUTHORITY works with TLS only"):
         async with listening(app, own, Settings(host="127.0.0.1")):
             pass
+
+
+async def test_who_keeps_a_connection_is_asked_to_leave_before_it_is_closed() -> None:
+    """A request that is on its way while the server begins to stop is answered, and its connection ends with that."""
+    app = create_app((dialect("one", ""),), SETTINGS)
+    server = HttpServer(app, SETTINGS, host="127.0.0.1", drain_seconds=4 * PATIENCE_SECONDS)
+    [port] = await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GOOD)
+    assert b"connection: close" not in await reader.readuntil(b"}")
+    stopping = asyncio.create_task(server.stop())
+
+    async def asked() -> bool:
+        return bool(server._server.server_state.leaving)  # type: ignore[attr-defined]
+
+    await until(asked)
+    assert not reader.at_eof()
+    # Who is told of this server late finds it, too.
+    assert b"connection: close" in await exchange(port, GOOD, end=False)
+    writer.write(GOOD)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert b"connection: close" in await reader.read()
+        await stopping
+    writer.close()
