@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import grpc
 import orjson
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import calls, errors
+from chassis import calls, errors, tls
 from chassis.readiness import Need
 from chassis.settings import Settings
 
@@ -42,8 +41,7 @@ def open_channel(target: str, settings: Settings) -> grpc.aio.Channel:
         ("grpc.enable_retries", 0),
     )
     if settings.tls_authority:
-        credentials = grpc.ssl_channel_credentials(Path(settings.tls_authority).read_bytes())
-        return grpc.aio.secure_channel(target, credentials, options=options)
+        return tls.channel(target, settings, options)
     return grpc.aio.insecure_channel(target, options=options)
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -18,7 +17,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import errors, rdrs_config, telemetry
+from chassis import errors, metrics_port, rdrs_config, telemetry, tls
 from chassis.addresses import joined
 from chassis.errors import PortInUse
 from chassis.readiness import Needs, board, watched
@@ -70,12 +69,12 @@ class GrpcServer:
         port: int,
         max_message_bytes: int,
         with_reflection: bool = True,
-        tls: grpc.ServerCredentials | None = None,
+        credentials: grpc.ServerCredentials | None = None,
         reuse_port: bool = False,
     ) -> None:
         self._services = services
         self._host, self._port = host, port
-        self._tls = tls
+        self._credentials = credentials
         self._with_reflection = with_reflection
         self._options = (
             # It is 1 unless it is set, and two servers share a port in silence.
@@ -102,7 +101,7 @@ class GrpcServer:
         if self._with_reflection:
             shown = [*names, health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(shown, server)
-        port = _bind(server, self._host, self._port, self._tls)
+        port = _bind(server, self._host, self._port, self._credentials)
         await server.start()
         self._server = server
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -147,7 +146,7 @@ async def listening(services: Sequence[Service], settings: Settings, port: int) 
         port=port,
         max_message_bytes=settings.max_message_bytes,
         with_reflection=settings.reflection,
-        tls=_credentials(settings),
+        credentials=_credentials(settings),
         reuse_port=settings.reuse_port,
     )
     bound = await server.start()
@@ -160,14 +159,13 @@ async def listening(services: Sequence[Service], settings: Settings, port: int) 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     if not settings.tls_certificate:
         return None
-    key, certificate = Path(settings.tls_key).read_bytes(), Path(settings.tls_certificate).read_bytes()
-    return grpc.ssl_server_credentials([(key, certificate)])
+    return tls.grpc_listener(settings.tls_certificate, settings.tls_key, settings.client_authority)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int, tls: grpc.ServerCredentials | None) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     address = joined(host, port)
     try:
-        bound = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
+        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         bound = 0
     if bound == 0:
@@ -255,7 +253,7 @@ def process(live: Callable[[Settings], Awaitable[None]]) -> None:
         settings = Settings()
         telemetry.configure(settings)
         warn_of_rdrs_config()
-        telemetry.serve_metrics(settings.host, settings.metrics_port, board.answer)
+        metrics_port.serve(settings, board.answer)
         async with board.beating():
             await live(settings)
 

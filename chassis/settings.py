@@ -180,6 +180,22 @@ class Settings(SettingsModel):
         "",
         description="PEM file of the authorities that vouch for the targets above; empty: they are called without TLS.",
     )
+    client_certificate: str = Field(
+        "",
+        description="PEM file of the certificate chain that is shown to the targets, which may ask for one; empty:"
+        " TRIGLOT_TLS_CERTIFICATE.",
+    )
+    client_key: str = Field("", description="PEM file of that certificate's private key.")
+    client_authority: str = Field(
+        "",
+        description="PEM file of the authorities that must vouch for the certificate that a caller shows on the gRPC"
+        " ports; empty: none is asked for. Only with TLS.",
+    )
+    metrics_tls: bool = Field(
+        False,
+        description="Whether the port of the metrics speaks TLS too, with the same certificate. It asks nobody for one:"
+        " probes have none.",
+    )
     drain_seconds: float = Field(5.0, ge=0, description="How long requests under way may take to finish after SIGTERM.")
     max_message_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest gRPC message that a service takes.")
     reflection: bool = Field(True, description="Serve gRPC reflection (open without a key).")
@@ -202,6 +218,13 @@ class Settings(SettingsModel):
     log_format: Literal["json", "console"] = Field(
         "json", description="`json`: one object a line. `console`: for people."
     )
+
+    @property
+    def shown_to_targets(self) -> tuple[str, str]:
+        """The files of the certificate that is shown to targets, and of its key; empty: none is."""
+        if self.client_certificate:
+            return self.client_certificate, self.client_key
+        return self.tls_certificate, self.tls_key
 
     @property
     def direct_postgres(self) -> tuple[str, str]:
@@ -245,21 +268,36 @@ class Settings(SettingsModel):
     @model_validator(mode="after")
     def _certificates_are_good(self) -> Settings:
         """Here, because gRPC would say nothing but that it cannot listen."""
-        if self.tls_certificate or self.tls_key:
-            if not (self.tls_certificate and self.tls_key):
-                raise ValueError("set both TRIGLOT_TLS_CERTIFICATE and TRIGLOT_TLS_KEY, or neither")
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            try:
-                context.load_cert_chain(self.tls_certificate, self.tls_key, password=str)
-            except OSError as error:
-                problem = error.strerror or error
-                raise ValueError(f"TRIGLOT_TLS_CERTIFICATE and TRIGLOT_TLS_KEY: {problem}") from None
-        if self.tls_authority:
-            try:
-                ssl.create_default_context(cafile=self.tls_authority)
-            except OSError as error:
-                raise ValueError(f"TRIGLOT_TLS_AUTHORITY: {error.strerror or error}") from None
+        for of in ("tls", "client"):
+            _require_pair(
+                self.variable(f"{of}_certificate"),
+                getattr(self, f"{of}_certificate"),
+                self.variable(f"{of}_key"),
+                getattr(self, f"{of}_key"),
+            )
+        for field in ("client_authority", "metrics_tls"):
+            if getattr(self, field) and not self.tls_certificate:
+                raise ValueError(f"{self.variable(field)} works with TLS only: set TRIGLOT_TLS_CERTIFICATE")
+        for field in ("tls_authority", "client_authority"):
+            if getattr(self, field):
+                try:
+                    ssl.create_default_context(cafile=getattr(self, field))
+                except OSError as error:
+                    raise ValueError(f"{self.variable(field)}: {error.strerror or error}") from None
         return self
+
+
+def _require_pair(certificate_variable: str, certificate: str, key_variable: str, key: str) -> None:
+    """Raises ValueError unless both files are given and belong together, or neither is given."""
+    if not (certificate or key):
+        return
+    if not (certificate and key):
+        raise ValueError(f"set both {certificate_variable} and {key_variable}, or neither")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password=str)
+    except OSError as error:
+        raise ValueError(f"{certificate_variable} and {key_variable}: {error.strerror or error}") from None
 
 
 def require_loopback(host: str) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
-import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from itertools import accumulate
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import prometheus_client
 import structlog
@@ -19,7 +15,6 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from chassis import calls
-from chassis.errors import PortInUse
 from chassis.settings import Settings
 
 # From 100 microseconds to 10 seconds: Redis reads at one end, whole-table publishes at the other.
@@ -114,39 +109,3 @@ def _add_call(_logger: object, _method: str, event: MutableMapping[str, Any]) ->
         if call.principal is not None:
             event.setdefault("principal", call.principal.name)
     return event
-
-
-def serve_metrics(host: str, port: int, probed: Callable[[str], tuple[bool, bytes] | None] = lambda _: None) -> None:
-    """Serve Prometheus metrics from a thread of its own until the process ends; port 0: not. Raises PortInUse.
-
-    `probed` says of a path whether all is well, and a text, unless the path is none of its own.
-    """
-    if not port:
-        return
-    metrics: Callable[..., Iterable[bytes]] = prometheus_client.make_wsgi_app()
-
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        answer = probed(environ["PATH_INFO"])
-        if answer is None:
-            return metrics(environ, start_response)
-        well, body = answer
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start_response("200 OK" if well else "503 Service Unavailable", headers)
-        return [body]
-
-    class Server(ThreadingMixIn, WSGIServer):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        daemon_threads = True
-
-    try:
-        serving = make_server(host, port, app, Server, _Silent)
-    except OSError:
-        raise PortInUse(host, port) from None
-    threading.Thread(target=serving.serve_forever, daemon=True).start()
-
-
-class _Silent(WSGIRequestHandler):
-    """Nobody needs a line for each look at the metrics."""
-
-    def log_message(self, *_: object) -> None:
-        pass

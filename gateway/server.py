@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from chassis import tls
 from chassis.errors import PortInUse, WrongSetting
 from chassis.server import LEAVE_PART
 from chassis.settings import Settings
@@ -43,6 +44,10 @@ class HttpServer:
         self._host = host
         self._reuse_port = reuse_port
         self._ports = settings.ports
+
+        def shown(*_: object) -> ssl.SSLContext:
+            return tls.http_listener(*certificate, settings.client_authority)
+
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -56,10 +61,7 @@ class HttpServer:
             timeout_keep_alive=75,
             limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=max(1, int(drain_seconds * (1 - LEAVE_PART))),
-            ssl_certfile=certificate[0] or None,
-            ssl_keyfile=certificate[1] or None,
-            ssl_ca_certs=settings.client_authority or None,
-            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.client_authority else ssl.CERT_NONE,
+            ssl_context_factory=shown if certificate[0] else None,
         )
         self._server = _Server(config)
         self._leave_seconds = drain_seconds * LEAVE_PART

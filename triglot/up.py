@@ -22,7 +22,7 @@ import orjson
 from pydantic import SecretStr
 from rich.console import Console
 
-from chassis import server, telemetry
+from chassis import metrics_port, server, telemetry
 from chassis.addresses import callable_host, joined
 from chassis.migrations import migrate
 from chassis.postgres import open_database
@@ -188,7 +188,8 @@ class _Deployment:
     async def _listening(self) -> AsyncIterator[tuple[Stack, dict[str, object]]]:
         """Everything open and answering. Gives the stack, and what endpoints.json holds."""
         settings, management = self._settings, self._management()
-        private = settings.model_copy(update={"host": LOOPBACK, "tls_certificate": "", "tls_key": ""})
+        plain = {"tls_certificate": "", "tls_key": "", "client_authority": ""}
+        private = settings.model_copy(update={"host": LOOPBACK, **plain})
         async with AsyncExitStack() as closing:
             stack = await closing.enter_async_context(
                 open_stack(settings, management=management, gateway=self._gateway)
@@ -202,7 +203,7 @@ class _Deployment:
                 )
             }
             http_ports = list(await closing.enter_async_context(http.listening(stack.app, self._gateway, settings)))
-            telemetry.serve_metrics(settings.host, settings.metrics_port, board.answer)
+            metrics_port.serve(settings, board.answer)
             # Whatever address and certificate the others get, our worker calls a plain port of its own.
             self._serving_port = await closing.enter_async_context(server.listening(stack.serving, private, 0))
             self._start_worker()
@@ -226,6 +227,8 @@ class _Deployment:
             "TRIGLOT_TLS_CERTIFICATE": "",
             "TRIGLOT_TLS_KEY": "",
             "TRIGLOT_TLS_AUTHORITY": "",
+            "TRIGLOT_CLIENT_AUTHORITY": "",
+            "TRIGLOT_METRICS_TLS": "false",
             "TRIGLOT_MANAGEMENT_OFFLINE_ROOTS": orjson.dumps(roots).decode(),
         }
         command = Command(
@@ -245,7 +248,8 @@ class _Deployment:
         certificate = str(Path(settings.tls_certificate).resolve()) if settings.tls_certificate else ""
         hidden = {"api_key": "", "access_key_id": "", "access_key_secret": ""}
         shown = self._keyring.model_dump(include=set(hidden)) if self._options.authentication else hidden
-        metrics = f"http://{joined(host, settings.metrics_port)}/metrics" if settings.metrics_port else ""
+        scheme = "https" if settings.metrics_tls else "http"
+        metrics = f"{scheme}://{joined(host, settings.metrics_port)}/metrics" if settings.metrics_port else ""
         return {
             "rest": f"{'https' if certificate else 'http'}://{joined(host, http_ports[0])}",
             "rest_ports": http_ports,

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import errors, readiness, telemetry
+from chassis import errors, metrics_port, readiness
 from chassis.client import health_of
 from chassis.postgres import open_database
 from chassis.readiness import Board
@@ -115,7 +115,7 @@ async def test_an_event_loop_that_stands_still_is_not_alive(monkeypatch: pytest.
 async def test_probes_and_metrics_share_a_port() -> None:
     board = Board()
     with reserved_ports(1) as [port]:
-        telemetry.serve_metrics("127.0.0.1", port, board.answer)
+        metrics_port.serve(Settings(host="127.0.0.1", metrics_port=port), board.answer)
 
         def get(path: str) -> tuple[int, bytes]:
             try:
