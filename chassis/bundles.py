@@ -1,0 +1,232 @@
+"""Many small calls in one: a call over gRPC costs more processor time than what most of them ask for.
+
+`BundlingChannel` gathers the calls that are made within one turn of the event loop, so an idle process waits for
+nothing and a busy one sends few messages. `service` answers them. A call that is alone in its turn goes as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from chassis import calls, deadlines, errors
+from chassis.inprocess import InProcessChannel
+from chassis.rpc import Authenticator, Policy, Service, mount
+from protos.gen.triglot.bundle.v1 import bundle_service_pb2 as rpc
+from protos.gen.triglot.bundle.v1 import bundle_service_pb2_grpc
+
+MAX_CALLS = 64
+# What is larger gains nothing by company.
+MAX_REQUEST_BYTES = 16 * 1024
+# Of all answers of a bundle together. What does not fit is asked for again, by itself.
+MAX_RESPONSE_BYTES = 1024 * 1024
+# How much longer than the first of a bundle the others may take. Whoever takes longer holds up nobody: it is ended, and
+# asked for again by itself.
+MAX_BEHIND_SECONDS = 0.05
+# How long a server that knows of no bundles, because it is older, is sent none.
+_UNBUNDLED_SECONDS = 30.0
+_BINARY = "-bin"
+
+
+# ---- the side that answers ----
+
+
+def service(services: Sequence[Service], authenticator: Authenticator) -> Service:
+    """Bundles of calls of those services."""
+    policy = Policy(authenticator, open_rpcs=frozenset({"SendCalls"}))
+    add: Any = bundle_service_pb2_grpc.add_BundleServiceServicer_to_server
+    return mount(add, _BundleService(services), policy)
+
+
+class _BundleService(bundle_service_pb2_grpc.BundleServiceServicer):
+    """See bundle_service.proto. The calls are made as any caller in this process would make them."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self._methods = {
+            path: (endpoint.handler.request_deserializer, endpoint.handler.response_serializer, call)
+            for each in services
+            for path, endpoint in each.endpoints.items()
+            if endpoint.handler.unary_unary
+            for call in [InProcessChannel([each]).unary_unary(path)]
+        }
+
+    async def SendCalls(self, request: rpc.SendCallsRequest, context: Any) -> rpc.SendCallsResponse:  # noqa: N802
+        if len(request.calls) > MAX_CALLS:
+            raise errors.InvalidArgument(f"a bundle has at most {MAX_CALLS} calls", field="calls")
+        remaining = calls.current().remaining()
+        tasks = [asyncio.ensure_future(self._answer(call, remaining)) for call in request.calls]
+        try:
+            if tasks:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks, timeout=MAX_BEHIND_SECONDS)
+            answers = [task.result() if task.done() else rpc.Answer() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+        left = MAX_RESPONSE_BYTES
+        for answer in answers:
+            left -= len(answer.response)
+            if left < 0:
+                answer.ClearField("response")
+        return rpc.SendCallsResponse(answers=answers)
+
+    async def _answer(self, call: rpc.Call, remaining: float) -> rpc.Answer:
+        try:
+            return rpc.Answer(response=await self._response(call, remaining))
+        except grpc.aio.AioRpcError as error:
+            return rpc.Answer(status=errors.from_rpc(error).status().SerializeToString())
+        except errors.TriglotError as error:
+            return rpc.Answer(status=error.status().SerializeToString())
+
+    async def _response(self, call: rpc.Call, remaining: float) -> bytes:
+        if call.method not in self._methods:
+            raise errors.Unimplemented(f"{call.method} is not implemented")
+        read, write, method = self._methods[call.method]
+        try:
+            metadata = [
+                (name, value if name.endswith(_BINARY) else value.decode("ascii"))
+                for name, value in call.metadata.items()
+            ]
+            request = read(call.request)
+        except (DecodeError, UnicodeDecodeError):
+            raise errors.InvalidArgument("a call that cannot be read", field="calls") from None
+        timeout = min(call.timeout_ms / 1000, remaining) if call.timeout_ms else remaining
+        response: bytes = write(await method(request, timeout=timeout, metadata=metadata))
+        return response
+
+
+# ---- the side that calls ----
+
+
+class _Waiting:
+    """A call that is on its way in a bundle, or about to be."""
+
+    __slots__ = ("answered", "call", "timeout")
+
+    def __init__(self, call: rpc.Call, timeout: float) -> None:
+        self.call = call
+        self.timeout = timeout
+        self.answered: asyncio.Future[rpc.Answer | None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, answer: rpc.Answer | Exception | None) -> None:
+        """Wake whoever waits. None: the call must be made by itself."""
+        if self.answered.done():
+            return
+        if isinstance(answer, Exception):
+            self.answered.set_exception(answer)
+        else:
+            self.answered.set_result(answer)
+
+
+class BundlingChannel(grpc.aio.Channel):
+    """A channel that bundles the calls of some methods, named by their full names, and makes all others as they are.
+
+    Calls of those methods can be awaited, and nothing more.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, bundled: Collection[str]) -> None:
+        self._channel = channel
+        self._bundled = bundled
+        self._send = bundle_service_pb2_grpc.BundleServiceStub(channel).SendCalls
+        self._waiting: list[_Waiting] = []
+        self._sending: set[asyncio.Task[None]] = set()
+        self._plain_until = 0.0
+
+    def unary_unary(self, method: str, *serializers: Any, **named: Any) -> Any:
+        plain = self._channel.unary_unary(method, *serializers, **named)
+        if method not in self._bundled:
+            return plain
+        write, read = named["request_serializer"], named["response_deserializer"]
+
+        async def call(request: Any, *, timeout: float, metadata: calls.Metadata) -> Any:
+            serialized = write(request)
+            began = asyncio.get_running_loop().time()
+            if len(serialized) <= MAX_REQUEST_BYTES and began >= self._plain_until:
+                response = await self._bundle(method, serialized, timeout, metadata)
+                if response is not None:
+                    return read(response)
+                timeout -= asyncio.get_running_loop().time() - began
+            return await plain(request, timeout=timeout, metadata=metadata)
+
+        return call
+
+    def unary_stream(self, *arguments: Any, **named: Any) -> Any:
+        return self._channel.unary_stream(*arguments, **named)
+
+    def stream_unary(self, *arguments: Any, **named: Any) -> Any:
+        return self._channel.stream_unary(*arguments, **named)
+
+    def stream_stream(self, *arguments: Any, **named: Any) -> Any:
+        return self._channel.stream_stream(*arguments, **named)
+
+    async def __aenter__(self) -> BundlingChannel:
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def _bundle(self, method: str, request: bytes, timeout: float, metadata: calls.Metadata) -> bytes | None:
+        """The response of a call that goes with others; None: it must be made by itself."""
+        call = rpc.Call(method=method, request=request, timeout_ms=max(1, int(timeout * 1000)))
+        for name, value in metadata:
+            call.metadata[name] = value if isinstance(value, bytes) else value.encode()
+        one = _Waiting(call, timeout)
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(one)
+        if len(self._waiting) >= MAX_CALLS:
+            self._flush()
+        try:
+            with deadlines.within(timeout):
+                answer = await one.answered
+        except TimeoutError:
+            raise _rpc_error(errors.DeadlineExceeded("Deadline Exceeded")) from None
+        if answer is None:
+            return None
+        if answer.status:
+            raise _rpc_error(errors.from_status(answer.status))
+        return answer.response if answer.HasField("response") else None
+
+    def _flush(self) -> None:
+        """Send what waits."""
+        waiting, self._waiting = self._waiting, []
+        if len(waiting) == 1:
+            waiting[0].settle(None)
+        elif waiting:
+            task = asyncio.create_task(self._send_all(waiting))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _send_all(self, waiting: Sequence[_Waiting]) -> None:
+        request = rpc.SendCallsRequest(calls=[one.call for one in waiting])
+        answers: Sequence[rpc.Answer | Exception | None]
+        try:
+            answers = (await self._send(request, timeout=max(one.timeout for one in waiting))).answers
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                self._plain_until = asyncio.get_running_loop().time() + _UNBUNDLED_SECONDS
+                answers = [None] * len(waiting)
+            else:
+                answers = [_rpc_error(errors.from_rpc(error)) for _ in waiting]
+        for one, answer in zip(waiting, answers, strict=True):
+            one.settle(answer)
+
+
+def _rpc_error(error: errors.TriglotError) -> grpc.aio.AioRpcError:
+    return errors.InProcessError(error, error.message)
