@@ -1,18 +1,23 @@
-"""How much this process takes on: calls a second of one caller, and calls that would wait for too long."""
+"""How much this process takes on: of one caller, of one network address, and altogether before calls wait for long."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 
 from chassis import errors
 from chassis.principals import Principal
+from chassis.settings import Settings
 from chassis.telemetry import log
 
-# Above so many callers, those that are not near their limit are forgotten.
+# Of so many callers at most something is remembered.
 _MAX_REMEMBERED = 10_000
+_MAX_NAME = 64
 
 # So many calls under way are no queue, however long they take.
 _FEW = 4
@@ -33,6 +38,35 @@ def of_key(principal: Principal) -> str:
     return principal.api_key or principal.identity
 
 
+class Allowances:
+    """What each of many names may use up: `per_second` flows back, and `at_once` is all there is.
+
+    A name that has its whole allowance is forgotten, and of very many names those that were new longest ago.
+    """
+
+    def __init__(self, per_second: float, at_once: float, clock: Callable[[], float]) -> None:
+        self._seconds_each = 1 / per_second
+        self._most_seconds = at_once / per_second
+        self._clock = clock
+        # Name -> when all that it used will have flowed back.
+        self._until: dict[str, float] = {}
+
+    def wait_seconds(self, name: str) -> float:
+        """After how many seconds the name may use one more; 0: now."""
+        now = self._clock()
+        early = max(self._until.get(name, now), now) + self._seconds_each - now - self._most_seconds
+        return early if early > 1e-9 else 0.0
+
+    def use(self, name: str) -> None:
+        """Use one up, whether or not there is one."""
+        now = self._clock()
+        if len(self._until) >= _MAX_REMEMBERED and name not in self._until:
+            in_use = [each for each in self._until.items() if each[1] > now]
+            self._until = dict(in_use[-_MAX_REMEMBERED // 2 :])
+        until = max(self._until.get(name, now), now) + self._seconds_each
+        self._until[name] = min(until, now + self._most_seconds)
+
+
 class RateLimit:
     """A second's worth of calls at once, and then as many as flow back. Refused calls cost nothing."""
 
@@ -43,26 +77,99 @@ class RateLimit:
         *,
         whose: Callable[[Principal], str] = of_account,
     ) -> None:
-        self._seconds_per_call = 1 / calls_per_second
-        self._allowance_seconds = max(1.0, self._seconds_per_call)
-        self._clock = clock
+        self._calls_per_second = calls_per_second
+        self._allowances = Allowances(calls_per_second, max(1.0, calls_per_second), clock)
         self._whose = whose
-        # Caller -> when all its calls will have flowed back.
-        self._until: dict[str, float] = {}
 
     def admit(self, principal: Principal) -> None:
         """Count a call. Raises ResourceExhausted, saying after how many milliseconds to try again."""
-        now, caller = self._clock(), self._whose(principal)
-        until = max(self._until.get(caller, now), now) + self._seconds_per_call
-        early_seconds = until - now - self._allowance_seconds
-        if early_seconds > 1e-9:
+        self.count(self._whose(principal))
+
+    def count(self, caller: str) -> None:
+        """The same of a caller by its name."""
+        wait_seconds = self._allowances.wait_seconds(caller)
+        if wait_seconds:
             raise errors.ResourceExhausted(
-                f"more calls than {1 / self._seconds_per_call:g} a second",
-                retry_after_ms=math.ceil(early_seconds * 1000),
+                f"more calls than {self._calls_per_second:g} a second", retry_after_ms=math.ceil(wait_seconds * 1000)
             )
-        if len(self._until) >= _MAX_REMEMBERED:
-            self._until = {name: other for name, other in self._until.items() if other > now}
-        self._until[caller] = until
+        self._allowances.use(caller)
+
+
+class Addresses:
+    """What one network address may do to a port: calls a second, wrong credentials a minute, connections.
+
+    After too many wrong credentials all calls from there are refused unread, until some have flowed back. An IPv6
+    address counts as its network of 64 bits, since whoever has one has all of them. Proxies that are trusted are not
+    counted themselves: what they say of who called them is.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        calls, failures = settings.address_calls_per_second, settings.address_failures_per_minute
+        self._trusted = tuple(map(ipaddress.ip_network, settings.trusted_addresses))
+        self._calls = RateLimit(calls, clock) if calls else None
+        self._failures = Allowances(failures / 60, failures, clock) if failures else None
+        self._most_connections = settings.address_connections
+        self._connections: Counter[str] = Counter()
+        self._name = lru_cache(_MAX_REMEMBERED)(self._named)
+
+    def caller(self, peer: str, forwarded: str = "") -> str:
+        """Who calls, as `admit` and `failed` want it; empty: somebody who is not counted.
+
+        `forwarded` is what a proxy said, as in X-Forwarded-For; of it only what trusted proxies wrote is believed.
+        """
+        caller = self._name(peer)
+        said = forwarded.split(",") if forwarded else []
+        while not caller and said:
+            caller = self._name(said.pop().strip())
+        return caller
+
+    def admit(self, caller: str) -> None:
+        """Count a call. Raises ResourceExhausted."""
+        if not caller:
+            return
+        if self._failures is not None and (wait_seconds := self._failures.wait_seconds(caller)):
+            raise errors.ResourceExhausted(
+                "too many wrong credentials from this address", retry_after_ms=math.ceil(wait_seconds * 1000)
+            )
+        if self._calls is not None:
+            self._calls.count(caller)
+
+    def failed(self, caller: str, error: errors.Unauthenticated) -> None:
+        """Count a wrong credential. To show none is no attempt."""
+        if caller and self._failures is not None and error.reason != "CREDENTIAL_MISSING":
+            self._failures.use(caller)
+
+    def connected(self, caller: str) -> bool:
+        """Count a connection, which `disconnected` is to be told of; False: it is one too many, and not counted."""
+        if not (caller and self._most_connections):
+            return True
+        if self._connections[caller] >= self._most_connections:
+            return False
+        self._connections[caller] += 1
+        return True
+
+    def disconnected(self, caller: str) -> None:
+        """A connection that was counted is gone."""
+        if caller and self._most_connections:
+            self._connections[caller] -= 1
+            if not self._connections[caller]:
+                del self._connections[caller]
+
+    def _named(self, address: str) -> str:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:  # no address of the network, or nothing that we know as one
+            return address[:_MAX_NAME]
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+        if any(parsed in network for network in self._trusted):
+            return ""
+        return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
+
+
+def of_addresses(settings: Settings) -> Addresses | None:
+    """The limits of one port; None: there are none."""
+    limits = settings.address_calls_per_second, settings.address_failures_per_minute, settings.address_connections
+    return Addresses(settings) if any(limits) else None
 
 
 def admitting(

@@ -11,15 +11,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 import uvloop
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import errors, metrics_port, rdrs_config, telemetry, tls
+from chassis import calls, errors, metrics_port, rdrs_config, telemetry, tls
 from chassis.addresses import joined
 from chassis.errors import PortInUse
+from chassis.limits import Addresses, of_addresses
 from chassis.readiness import Needs, board, watched
 from chassis.rpc import Endpoint, Service
 from chassis.settings import Settings
@@ -31,6 +34,10 @@ READY_PIPE = "TRIGLOT_READY_PIPE"
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+# A key, or a token of a provider, is some 6 KiB at most; a request that was signed, some 8 KiB.
+MAX_METADATA_BYTES = 32 * 1024
+# How long a connection may take to say what it speaks.
+HANDSHAKE_SECONDS = 10.0
 # How long gRPC may take to stop once the calls under way have had their time.
 STOP_SECONDS = 10.0
 # How long callers that watch our health may take to hear that we go; at most a part of the time for calls under way.
@@ -71,8 +78,12 @@ class GrpcServer:
         with_reflection: bool = True,
         credentials: grpc.ServerCredentials | None = None,
         reuse_port: bool = False,
+        max_connections: int = 10_000,
+        max_streams: int = 10_000,
+        addresses: Addresses | None = None,
     ) -> None:
         self._services = services
+        self._addresses = addresses
         self._host, self._port = host, port
         self._credentials = credentials
         self._with_reflection = with_reflection
@@ -81,6 +92,12 @@ class GrpcServer:
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_allowed_incoming_connections", max_connections),
+            ("grpc.max_concurrent_streams", max_streams),
+            # Both the same: between them gRPC refuses some calls and takes others, by chance.
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
             # A client asks for addresses when it loses a connection: so it hears of new replicas within minutes.
             # Calls under way go on.
             ("grpc.max_connection_age_ms", 5 * 60 * 1000),
@@ -95,7 +112,7 @@ class GrpcServer:
         """Listen, and say on which port. Raises PortInUse."""
         server = grpc.aio.server(options=self._options)
         for service in self._services:
-            server.add_generic_rpc_handlers((_generic_handler(service),))
+            server.add_generic_rpc_handlers((_generic_handler(service, self._addresses),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.name for service in self._services]
         if self._with_reflection:
@@ -148,6 +165,9 @@ async def listening(services: Sequence[Service], settings: Settings, port: int) 
         with_reflection=settings.reflection,
         credentials=_credentials(settings),
         reuse_port=settings.reuse_port,
+        max_connections=settings.max_connections,
+        max_streams=settings.max_streams,
+        addresses=of_addresses(settings),
     )
     bound = await server.start()
     try:
@@ -173,29 +193,73 @@ def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Serve
     return bound
 
 
-def _generic_handler(service: Service) -> grpc.GenericRpcHandler:
-    handlers = {path.rsplit("/", 1)[1]: _adapt(endpoint) for path, endpoint in service.endpoints.items()}
+def _generic_handler(service: Service, addresses: Addresses | None) -> grpc.GenericRpcHandler:
+    handlers = {path.rsplit("/", 1)[1]: _adapt(endpoint, addresses) for path, endpoint in service.endpoints.items()}
     handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(service.name, handlers)
     return handler
 
 
-def _adapt(endpoint: Endpoint) -> Any:
+def _adapt(endpoint: Endpoint, addresses: Addresses | None) -> Any:
     """The endpoint as a handler of grpc.aio: metadata and deadline out of the context, errors into it."""
 
     async def answer(request: Any, context: Any) -> Any:
         metadata = dict(context.invocation_metadata())
+        if request is _UNREADABLE:
+            metadata[calls.UNREADABLE] = _no_message().status().SerializeToString()
         try:
-            return await endpoint.serve_unary(request, metadata, _deadline(context), context)
+            if addresses is None:
+                return await endpoint.serve_unary(request, metadata, _deadline(context), context)
+            with _counted(addresses, context.peer()):
+                return await endpoint.serve_unary(request, metadata, _deadline(context), context)
         except errors.TriglotError as error:
             await context.abort(error.code, endpoint.details(error), error.trailers())
 
+    async def answer_stream(requests: Any, context: Any) -> Any:
+        return await answer(_readable(requests), context)
+
     handler = endpoint.handler
-    make: Any = grpc.stream_unary_rpc_method_handler
-    if handler.unary_unary:
-        make = grpc.unary_unary_rpc_method_handler
-    elif handler.unary_stream:
-        make = grpc.unary_stream_rpc_method_handler
-    return make(answer, handler.request_deserializer, handler.response_serializer)
+    read = _reading(handler.request_deserializer)
+    if handler.stream_unary:
+        return grpc.stream_unary_rpc_method_handler(answer_stream, read, handler.response_serializer)
+    make: Any = grpc.unary_unary_rpc_method_handler if handler.unary_unary else grpc.unary_stream_rpc_method_handler
+    return make(answer, read, handler.response_serializer)
+
+
+# Stands for a request that is no message of its kind. gRPC would answer it UNKNOWN, before asking who calls.
+_UNREADABLE = object()
+
+
+def _no_message() -> errors.InvalidArgument:
+    return errors.InvalidArgument("the request is no message of its kind", reason="MALFORMED_BODY")
+
+
+def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(content: bytes) -> Any:
+        try:
+            return deserialize(content)
+        except DecodeError:
+            return _UNREADABLE
+
+    return read
+
+
+async def _readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if request is _UNREADABLE:
+            raise _no_message()
+        yield request
+
+
+@contextmanager
+def _counted(addresses: Addresses, peer: str) -> Iterator[None]:
+    """A call from gRPC's peer, such as `ipv4:10.0.0.1:4711`. Raises ResourceExhausted."""
+    caller = addresses.caller(unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]"))
+    addresses.admit(caller)
+    try:
+        yield
+    except errors.Unauthenticated as error:
+        addresses.failed(caller, error)
+        raise
 
 
 def _deadline(context: Any) -> float | None:

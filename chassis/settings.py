@@ -6,6 +6,7 @@ is made from these models (`make fix-docs`), and a test fails when the two disag
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import ssl
 from collections.abc import Mapping
@@ -198,6 +199,30 @@ class Settings(SettingsModel):
     )
     drain_seconds: float = Field(5.0, ge=0, description="How long requests under way may take to finish after SIGTERM.")
     max_message_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest gRPC message that a service takes.")
+    max_connections: int = Field(10_000, ge=1, description="Connections that a gRPC port takes; more are closed.")
+    max_streams: int = Field(
+        10_000, ge=1, description="Calls under way that one gRPC connection may have; more wait at the caller's."
+    )
+    address_calls_per_second: float = Field(
+        0,
+        ge=0,
+        description="How many calls a second each port takes from one network address, before it looks at who calls; an"
+        " IPv6 address counts as its /64. 0: any number.",
+    )
+    address_failures_per_minute: float = Field(
+        0,
+        ge=0,
+        description="After how many wrong credentials in a minute a port refuses every call from that address, until"
+        " some have flowed back. 0: never.",
+    )
+    address_connections: int = Field(
+        0, ge=0, description="How many connections an HTTP port keeps with one address; more are closed. 0: any number."
+    )
+    trusted_addresses: tuple[str, ...] = Field(
+        (),
+        description="Addresses and networks, a JSON list, of proxies and gateways of ours: the three above do not"
+        " limit them, and they are believed about who called them (`X-Forwarded-For`).",
+    )
     reflection: bool = Field(True, description="Serve gRPC reflection (open without a key).")
     feature_store_yaml: str = Field(
         "",
@@ -245,6 +270,13 @@ class Settings(SettingsModel):
         if not good:
             raise ValueError("it is no URL such as postgresql://user:password@host:5432/database")
         return value
+
+    @field_validator("trusted_addresses")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
 
     @field_validator("secret_key")
     @classmethod

@@ -7,6 +7,7 @@ from functools import partial
 
 from chassis import server
 from chassis.client import health_of, open_channel
+from chassis.limits import of_addresses
 from chassis.settings import Settings
 from gateway.app import create_app
 from gateway.assembly import all_dialects
@@ -33,7 +34,7 @@ async def live(settings: Settings) -> None:
         channels = {
             name: await closing.enter_async_context(open_channel(target, settings)) for name, target in targets.items()
         }
-        app = create_app(all_dialects(**channels, settings=own), own)
+        app = create_app(all_dialects(**channels, settings=own), own, of_addresses(settings))
         ports = await closing.enter_async_context(listening(app, own, settings))
         needs = {name: health_of(channel, SERVICES[name]) for name, channel in channels.items()}
         # A dialect whose service is away is refused in its own words; the other dialects go on.

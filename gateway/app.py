@@ -12,12 +12,21 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chassis import calls, deadlines, errors
+from chassis.limits import Addresses
 from chassis.telemetry import http_seconds
 from gateway.dialect import Dialect, Row
 from gateway.exchange import Answer, Exchange
 from gateway.settings import GatewaySettings
 
 log = structlog.get_logger("gateway")
+
+
+# What answers say to browsers, unless they say it themselves; gateway/server.py adds what every answer has. They hold
+# somebody's data, and are no pages.
+_GUARDS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 
 
 class Disconnected(Exception):
@@ -27,8 +36,9 @@ class Disconnected(Exception):
 class RowEndpoint:
     """One row as an ASGI application."""
 
-    def __init__(self, dialect: Dialect, row: Row, settings: GatewaySettings) -> None:
+    def __init__(self, dialect: Dialect, row: Row, settings: GatewaySettings, addresses: Addresses | None) -> None:
         self._dialect = dialect
+        self._addresses = addresses
         self._row = row
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_seconds = settings.body_timeout_seconds
@@ -39,11 +49,18 @@ class RowEndpoint:
         exchange = _exchange(scope)
         # A connection on which the rest of a body may still come is of no further use.
         close = True
+        caller = ""
         try:
+            if self._addresses is not None:
+                peer = scope["client"] or ("",)
+                caller = self._addresses.caller(peer[0], exchange.headers.get("x-forwarded-for", ""))
+                self._addresses.admit(caller)
             exchange.body = await self._body(receive, exchange)
             close = False
             answer = await self._answer(exchange)
         except errors.TriglotError as error:
+            if self._addresses is not None and isinstance(error, errors.Unauthenticated):
+                self._addresses.failed(caller, error)
             answer = self._dialect.render_error(error, exchange)
             if error.retry_after_ms is not None:
                 whole_seconds = -(-error.retry_after_ms // 1000)
@@ -162,9 +179,12 @@ async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
 
 async def _send(send: Send, answer: Answer, request_id: str, *, close: bool = False) -> None:
     headers = [(b"content-type", answer.media_type.encode()), (b"x-request-id", request_id.encode())]
+    headers += _GUARDS
     if answer.rest is None:
         headers.append((b"content-length", str(len(answer.body)).encode()))
-    headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    if answer.headers:
+        own = {name.encode(): value.encode() for name, value in answer.headers.items()}
+        headers = [each for each in headers if each[0] not in own] + list(own.items())
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -206,7 +226,7 @@ class RowRoute(Route):
         await (self.app if allowed else self._refusal)(scope, receive, send)
 
 
-def create_app(dialects: Sequence[Dialect], settings: GatewaySettings) -> ASGIApp:
+def create_app(dialects: Sequence[Dialect], settings: GatewaySettings, addresses: Addresses | None = None) -> ASGIApp:
     """The application. The rows of the first dialect are tried first; the last dialect owns what nobody else does.
 
     A bare Router: Starlette's application would wrap it in middleware that has nothing left to catch. And it is asked
@@ -215,7 +235,7 @@ def create_app(dialects: Sequence[Dialect], settings: GatewaySettings) -> ASGIAp
     known: dict[_Target, ASGIApp] = {}
     wrong_method = Refusal(dialects, errors.Unimplemented("Method Not Allowed", reason="METHOD_NOT_ALLOWED"))
     routes = [
-        RowRoute(row, RowEndpoint(dialect, row, settings), wrong_method, known)
+        RowRoute(row, RowEndpoint(dialect, row, settings, addresses), wrong_method, known)
         for dialect in dialects
         for row in dialect.rows
     ]

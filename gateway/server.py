@@ -16,12 +16,19 @@ from uvicorn.server import ServerState
 
 from chassis import tls
 from chassis.errors import PortInUse, WrongSetting
+from chassis.limits import Addresses, of_addresses
 from chassis.server import LEAVE_PART
 from chassis.settings import Settings
 from gateway.settings import GatewaySettings
 
 # A key, or a token of a provider, is some 6 KiB at most.
 _MAX_HEAD_BYTES = 64 * 1024
+
+
+# Headers of every answer, whoever gives it. Browsers are told to take what comes for what it says it is, and where we
+# speak TLS, to come back with nothing else.
+_GUARDS = ((b"x-content-type-options", b"nosniff"),)
+_GUARDS_OF_TLS = ((b"strict-transport-security", b"max-age=31536000"),)
 
 
 class HttpServer:
@@ -39,11 +46,14 @@ class HttpServer:
         drain_seconds: float,
         certificate: tuple[str, str] = ("", ""),
         reuse_port: bool = False,
+        addresses: Addresses | None = None,
     ) -> None:
         self._sockets: list[socket.socket] = []
         self._host = host
         self._reuse_port = reuse_port
         self._ports = settings.ports
+
+        guards = [*_GUARDS, *(_GUARDS_OF_TLS if certificate[0] else ())]
 
         def shown(*_: object) -> ssl.SSLContext:
             return tls.http_listener(*certificate, settings.client_authority)
@@ -56,6 +66,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            headers=[(name.decode(), value.decode()) for name, value in guards],
             # Nothing asks where a request came from.
             proxy_headers=False,
             timeout_keep_alive=75,
@@ -63,7 +74,7 @@ class HttpServer:
             timeout_graceful_shutdown=max(1, int(drain_seconds * (1 - LEAVE_PART))),
             ssl_context_factory=shown if certificate[0] else None,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, addresses)
         self._leave_seconds = drain_seconds * LEAVE_PART
         self._head_timeout_seconds = settings.body_timeout_seconds
         self._task: asyncio.Task[None] | None = None
@@ -96,12 +107,14 @@ class HttpServer:
             await self._task
 
     async def _sweep(self) -> None:
-        """Close connections on which the head of a request does not arrive: uvicorn waits for one for ever.
+        """Close connections on which the head of a request does not arrive, and those that do not read their answer:
+        uvicorn waits for either for ever.
 
         One look at all of them from time to time costs less than a timer for each. Whoever waits in two looks for the
-        same head goes, so a head may take once to twice this time.
+        same head, or has read nothing between them, goes: it may take once to twice this time.
         """
         waiting: dict[_Protocol, object] = {}
+        unread: dict[_Protocol, int] = {}
         while True:
             await asyncio.sleep(self._head_timeout_seconds)
             found: dict[_Protocol, object] = {
@@ -111,6 +124,11 @@ class HttpServer:
                 if found[each] is waiting[each]:
                     each.refuse(b"408 Request Timeout")
             waiting = found
+            left = {each: size for each in self._server.connections if (size := each.unread_bytes)}
+            for each in left.keys() & unread.keys():
+                if left[each] == unread[each]:
+                    each.transport.abort()
+            unread = left
 
 
 @asynccontextmanager
@@ -128,6 +146,7 @@ async def listening(app: ASGIApp, own: GatewaySettings, settings: Settings) -> A
         drain_seconds=settings.drain_seconds,
         certificate=(settings.tls_certificate, settings.tls_key),
         reuse_port=settings.reuse_port,
+        addresses=of_addresses(settings),
     )
     try:
         yield await server.start()
@@ -139,6 +158,31 @@ class _Protocol(HttpToolsProtocol):
     """One connection, whose requests have heads of a bounded size."""
 
     _head_bytes = 0
+    # Who is counted for it.
+    _caller = ""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """It begins, unless its address has too many."""
+        super().connection_made(transport)
+        addresses: Addresses | None = self.server_state.addresses  # type: ignore[attr-defined]
+        if addresses is not None:
+            caller = addresses.caller((self.client or ("",))[0])
+            if addresses.connected(caller):
+                self._caller = caller
+            else:
+                transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        super().connection_lost(exc)
+        if self._caller:
+            self.server_state.addresses.disconnected(self._caller)  # type: ignore[attr-defined]
+            self._caller = ""
+
+    @property
+    def unread_bytes(self) -> int:
+        """What was written and not taken by the other side."""
+        return self.transport.get_write_buffer_size()
 
     @property
     def waits_for_head(self) -> bool:
@@ -165,7 +209,10 @@ class _Protocol(HttpToolsProtocol):
     def refuse(self, status: bytes) -> None:
         """Answer what is no request yet, and close."""
         if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            always = b"".join(b"%b: %b\r\n" % each for each in self.server_state.default_headers)
+            self.transport.write(
+                b"HTTP/1.1 " + status + b"\r\n" + always + b"content-length: 0\r\nconnection: close\r\n\r\n"
+            )
             self.transport.close()
 
 
@@ -173,14 +220,16 @@ class _State(ServerState):
     """What connections of one server share."""
 
     leaving = False
+    addresses: Addresses | None = None
 
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the process decides when to stop."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, addresses: Addresses | None) -> None:
         super().__init__(config)
         self.server_state = _State()
+        self.server_state.addresses = addresses
 
     async def leave(self) -> None:
         """From now on each connection ends with the next answer on it. Returns when there is none."""

@@ -10,6 +10,7 @@ import grpc
 
 from chassis import server
 from chassis.inprocess import InProcessChannel
+from chassis.limits import of_addresses
 from chassis.rpc import Service
 from chassis.settings import Settings
 from gateway import server as http
@@ -40,7 +41,7 @@ def run(role: Role, *, with_grpc: bool, rest_port: int | None) -> None:
                 opened["port"] = await closing.enter_async_context(listening)
             if rest_port is not None:
                 own = GatewaySettings(ports=(rest_port,))
-                app = create_app([role.dialect(InProcessChannel(services), own)], own)
+                app = create_app([role.dialect(InProcessChannel(services), own)], own, of_addresses(settings))
                 [opened["rest_port"]] = await closing.enter_async_context(http.listening(app, own, settings))
             await server.stay(role.name, opened, server.needs_of(services))
 

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from chassis.inprocess import InProcessChannel
+from chassis.limits import of_addresses
 from chassis.rpc import Service
 from chassis.settings import Settings
 from gateway.app import create_app
@@ -54,4 +55,5 @@ async def open_stack(
             management=InProcessChannel(opened_management),
             settings=gateway,
         )
-        yield Stack(opened_registry, opened_serving, opened_management, create_app(dialects, gateway))
+        app = create_app(dialects, gateway, of_addresses(settings))
+        yield Stack(opened_registry, opened_serving, opened_management, app)

@@ -18,12 +18,14 @@ Text = wrappers_pb2.StringValue
 
 
 class ByName:
-    """Authentication for tests: the `authorization` metadata is the principal's name."""
+    """Authentication for tests: the `authorization` metadata is the principal's name, unless it is a stranger's."""
 
     async def principal(self, metadata: Metadata) -> Principal:
         name = metadata.get("authorization")
         if not isinstance(name, str):
             raise errors.Unauthenticated("no credential was shown", reason="CREDENTIAL_MISSING")
+        if name == "stranger":
+            raise errors.Unauthenticated("nobody knows a stranger")
         return Principal(name, administrator=name == "admin", actions=("test:Say",))
 
 
