@@ -170,11 +170,14 @@ WHERE s.id = v.feature_store_id AND s.name = $1 AND v.name = $2 AND v.version = 
 RETURNING v.id;
 
 -- name: add_usage
--- Primary key of usage. In one order, so that processes which add at the same time wait for each other in a row.
+-- Primary keys of usage and feature_group. In one order, so that processes which add at the same time wait for each other
+-- in a row. Of groups that are gone by now nothing is kept.
 INSERT INTO serving.usage (feature_group_id, day, rows_read, rows_written)
-SELECT id, (now() AT TIME ZONE 'UTC')::date, rows_read, rows_written
+SELECT g.id, (now() AT TIME ZONE 'UTC')::date, added.rows_read, added.rows_written
 FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS added (id, rows_read, rows_written)
-ORDER BY id
+JOIN serving.feature_group AS g ON g.id = added.id
+ORDER BY g.id
+FOR KEY SHARE OF g
 ON CONFLICT (feature_group_id, day) DO UPDATE
 SET rows_read = usage.rows_read + excluded.rows_read, rows_written = usage.rows_written + excluded.rows_written;
 

@@ -167,6 +167,14 @@ async def test_what_cannot_be_added_is_added_later(open_stack: Callable[..., Any
         assert total(await statistics(stack.client)) == (2, 0)
 
 
+async def test_what_was_done_with_a_group_that_is_gone_holds_up_nothing(counting: Client, database: Database) -> None:
+    """Its rows were swept away before this process could reach PostgreSQL again."""
+    for name in ("gone", "g"):
+        await counting.write(await counting.group(name, {"id": "bigint"}, ["id"]), [{"id": 1}])
+    await database.execute("DELETE FROM serving.feature_group WHERE name = 'gone'")
+    assert total(await statistics(counting, days=1)) == (0, 1)
+
+
 async def test_wrong_requests(serving: Client, refused: Refused) -> None:
     await serving.group("g", {"id": "bigint"}, ["id"])
     for days in (-1, 401):
