@@ -1,7 +1,8 @@
 """Many small calls in one: a call over gRPC costs more processor time than what most of them ask for.
 
 `BundlingChannel` gathers the calls that are made within one turn of the event loop, so an idle process waits for
-nothing and a busy one sends few messages. `service` answers them. A call that is alone in its turn goes as it is.
+nothing and a busy one sends few messages. A call that is alone in its turn goes as it is. `service` answers them, on
+every gRPC port.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from google.protobuf.message import DecodeError
 
 from chassis import calls, deadlines, errors
 from chassis.inprocess import InProcessChannel
-from chassis.rpc import Authenticator, Policy, Service, mount
+from chassis.limits import Addresses
+from chassis.principals import Principal
+from chassis.rpc import Metadata, Policy, Service, mount, no_message
 from protos.gen.triglot.bundle.v1 import bundle_service_pb2 as rpc
 from protos.gen.triglot.bundle.v1 import bundle_service_pb2_grpc
 
@@ -35,17 +38,25 @@ _BINARY = "-bin"
 # ---- the side that answers ----
 
 
-def service(services: Sequence[Service], authenticator: Authenticator) -> Service:
-    """Bundles of calls of those services."""
-    policy = Policy(authenticator, open_rpcs=frozenset({"SendCalls"}))
+def service(services: Sequence[Service], addresses: Addresses | None) -> Service:
+    """Bundles of calls of those services. Each call counts for the address that it comes from."""
+    policy = Policy(_Nobody(), open_rpcs=frozenset({"SendCalls"}))
     add: Any = bundle_service_pb2_grpc.add_BundleServiceServicer_to_server
-    return mount(add, _BundleService(services), policy)
+    return mount(add, _BundleService(services, addresses), policy)
+
+
+class _Nobody:
+    """Whoever sends a bundle is not asked: whoever makes its calls is."""
+
+    async def principal(self, metadata: Metadata) -> Principal:
+        raise errors.Unauthenticated("a bundle is nobody's")
 
 
 class _BundleService(bundle_service_pb2_grpc.BundleServiceServicer):
     """See bundle_service.proto. The calls are made as any caller in this process would make them."""
 
-    def __init__(self, services: Sequence[Service]) -> None:
+    def __init__(self, services: Sequence[Service], addresses: Addresses | None) -> None:
+        self._addresses = addresses
         self._methods = {
             path: (endpoint.handler.request_deserializer, endpoint.handler.response_serializer, call)
             for each in services
@@ -58,7 +69,8 @@ class _BundleService(bundle_service_pb2_grpc.BundleServiceServicer):
         if len(request.calls) > MAX_CALLS:
             raise errors.InvalidArgument(f"a bundle has at most {MAX_CALLS} calls", field="calls")
         remaining = calls.current().remaining()
-        tasks = [asyncio.ensure_future(self._answer(call, remaining)) for call in request.calls]
+        peer = context.peer() if self._addresses else ""
+        tasks = [asyncio.ensure_future(self._answer(call, remaining, peer)) for call in request.calls]
         try:
             if tasks:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -74,11 +86,12 @@ class _BundleService(bundle_service_pb2_grpc.BundleServiceServicer):
                 answer.ClearField("response")
         return rpc.SendCallsResponse(answers=answers)
 
-    async def _answer(self, call: rpc.Call, remaining: float) -> rpc.Answer:
+    async def _answer(self, call: rpc.Call, remaining: float, peer: str) -> rpc.Answer:
         try:
-            return rpc.Answer(response=await self._response(call, remaining))
-        except grpc.aio.AioRpcError as error:
-            return rpc.Answer(status=errors.from_rpc(error).status().SerializeToString())
+            if self._addresses is None:
+                return rpc.Answer(response=await self._response(call, remaining))
+            with self._addresses.counting(peer):
+                return rpc.Answer(response=await self._response(call, remaining))
         except errors.TriglotError as error:
             return rpc.Answer(status=error.status().SerializeToString())
 
@@ -86,16 +99,18 @@ class _BundleService(bundle_service_pb2_grpc.BundleServiceServicer):
         if call.method not in self._methods:
             raise errors.Unimplemented(f"{call.method} is not implemented")
         read, write, method = self._methods[call.method]
+        metadata: dict[str, str | bytes] = {}
+        for name, value in call.metadata.items():
+            metadata[name] = value if name.endswith(_BINARY) else value.decode("ascii", "replace")
         try:
-            metadata = [
-                (name, value if name.endswith(_BINARY) else value.decode("ascii"))
-                for name, value in call.metadata.items()
-            ]
             request = read(call.request)
-        except (DecodeError, UnicodeDecodeError):
-            raise errors.InvalidArgument("a call that cannot be read", field="calls") from None
+        except DecodeError:
+            request, metadata[calls.UNREADABLE] = None, no_message().status().SerializeToString()
         timeout = min(call.timeout_ms / 1000, remaining) if call.timeout_ms else remaining
-        response: bytes = write(await method(request, timeout=timeout, metadata=metadata))
+        try:
+            response: bytes = write(await method(request, timeout=timeout, metadata=metadata.items()))
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_rpc(error) from None
         return response
 
 

@@ -7,8 +7,10 @@ import ipaddress
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from urllib.parse import unquote
 
 from chassis import errors
 from chassis.principals import Principal
@@ -138,6 +140,17 @@ class Addresses:
         """Count a wrong credential. To show none is no attempt."""
         if caller and self._failures is not None and error.reason != "CREDENTIAL_MISSING":
             self._failures.use(caller)
+
+    @contextmanager
+    def counting(self, peer: str) -> Iterator[None]:
+        """Around a call from gRPC's peer, such as `ipv4:10.0.0.1:4711`. Raises ResourceExhausted."""
+        caller = self.caller(unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]"))
+        self.admit(caller)
+        try:
+            yield
+        except errors.Unauthenticated as error:
+            self.failed(caller, error)
+            raise
 
     def connected(self, caller: str) -> bool:
         """Count a connection, which `disconnected` is to be told of; False: it is one too many, and not counted."""

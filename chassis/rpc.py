@@ -127,6 +127,11 @@ class Endpoint:
                 overload.leave(ahead, seconds, counts=code in _TIMED)
 
 
+def no_message() -> errors.InvalidArgument:
+    """The error for bytes that are no message of the RPC's."""
+    return errors.InvalidArgument("the request is no message of its kind", reason="MALFORMED_BODY")
+
+
 def _refusal(unreadable: bytes) -> errors.TriglotError:
     """The error that a gateway met. Whoever else sends one cannot have it look like a defect of ours."""
     error = errors.from_status(unreadable)

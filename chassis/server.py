@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
 import grpc
 import uvloop
@@ -19,12 +18,12 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import calls, errors, metrics_port, rdrs_config, telemetry, tls
+from chassis import bundles, calls, errors, metrics_port, rdrs_config, telemetry, tls
 from chassis.addresses import joined
 from chassis.errors import PortInUse
 from chassis.limits import Addresses, of_addresses
 from chassis.readiness import Needs, board, watched
-from chassis.rpc import Endpoint, Service
+from chassis.rpc import Endpoint, Service, no_message
 from chassis.settings import Settings
 
 # In the environment of a child of `triglot serve --workers`: its number, and the file descriptor of a pipe in which it
@@ -111,12 +110,12 @@ class GrpcServer:
     async def start(self) -> int:
         """Listen, and say on which port. Raises PortInUse."""
         server = grpc.aio.server(options=self._options)
-        for service in self._services:
+        served = [*self._services, bundles.service(self._services, self._addresses)]
+        for service in served:
             server.add_generic_rpc_handlers((_generic_handler(service, self._addresses),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service.name for service in self._services]
         if self._with_reflection:
-            shown = [*names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            shown = [*(service.name for service in served), health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(shown, server)
         port = _bind(server, self._host, self._port, self._credentials)
         await server.start()
@@ -205,11 +204,11 @@ def _adapt(endpoint: Endpoint, addresses: Addresses | None) -> Any:
     async def answer(request: Any, context: Any) -> Any:
         metadata = dict(context.invocation_metadata())
         if request is _UNREADABLE:
-            metadata[calls.UNREADABLE] = _no_message().status().SerializeToString()
+            metadata[calls.UNREADABLE] = no_message().status().SerializeToString()
         try:
             if addresses is None:
                 return await endpoint.serve_unary(request, metadata, _deadline(context), context)
-            with _counted(addresses, context.peer()):
+            with addresses.counting(context.peer()):
                 return await endpoint.serve_unary(request, metadata, _deadline(context), context)
         except errors.TriglotError as error:
             await context.abort(error.code, endpoint.details(error), error.trailers())
@@ -229,10 +228,6 @@ def _adapt(endpoint: Endpoint, addresses: Addresses | None) -> Any:
 _UNREADABLE = object()
 
 
-def _no_message() -> errors.InvalidArgument:
-    return errors.InvalidArgument("the request is no message of its kind", reason="MALFORMED_BODY")
-
-
 def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def read(content: bytes) -> Any:
         try:
@@ -246,20 +241,8 @@ def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 async def _readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         if request is _UNREADABLE:
-            raise _no_message()
+            raise no_message()
         yield request
-
-
-@contextmanager
-def _counted(addresses: Addresses, peer: str) -> Iterator[None]:
-    """A call from gRPC's peer, such as `ipv4:10.0.0.1:4711`. Raises ResourceExhausted."""
-    caller = addresses.caller(unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]"))
-    addresses.admit(caller)
-    try:
-        yield
-    except errors.Unauthenticated as error:
-        addresses.failed(caller, error)
-        raise
 
 
 def _deadline(context: Any) -> float | None:

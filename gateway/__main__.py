@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from chassis import server
+from chassis.bundles import BundlingChannel
 from chassis.client import health_of, open_channel
 from chassis.limits import of_addresses
 from chassis.settings import Settings
@@ -20,6 +21,8 @@ SERVICES = {
     "serving": "triglot.serving.v1.ServingService",
     "management": "triglot.management.v1.ManagementService",
 }
+# The calls that are worth it: small, and many at once.
+BUNDLED = frozenset({"/triglot.serving.v1.ServingService/RenderFeatureVectors"})
 
 
 async def live(settings: Settings) -> None:
@@ -34,6 +37,7 @@ async def live(settings: Settings) -> None:
         channels = {
             name: await closing.enter_async_context(open_channel(target, settings)) for name, target in targets.items()
         }
+        channels["serving"] = BundlingChannel(channels["serving"], BUNDLED)
         app = create_app(all_dialects(**channels, settings=own), own, of_addresses(settings))
         ports = await closing.enter_async_context(listening(app, own, settings))
         needs = {name: health_of(channel, SERVICES[name]) for name, channel in channels.items()}

@@ -12,7 +12,10 @@ import pytest
 
 from chassis import bundles, calls, errors
 from chassis.bundles import BundlingChannel
+from chassis.limits import Addresses
+from chassis.rpc import Policy, mount
 from chassis.server import GrpcServer
+from chassis.settings import Settings
 from protos.gen.triglot.bundle.v1 import bundle_service_pb2 as rpc
 from protos.gen.triglot.bundle.v1 import bundle_service_pb2_grpc
 from tests.chassis.echo import ByName, Stub, Text, service
@@ -25,11 +28,9 @@ SEND = "/triglot.bundle.v1.BundleService/SendCalls"
 
 
 @asynccontextmanager
-async def opened(*, bundled: bool = True) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to the echo service, on a server that knows of bundles or does not."""
-    echo = service()
-    services = [echo, bundles.service([echo], ByName())] if bundled else [echo]
-    server = GrpcServer(services, host="127.0.0.1", port=0, max_message_bytes=1 << 20)
+async def opened(addresses: Addresses | None = None) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the echo service."""
+    server = GrpcServer([service()], host="127.0.0.1", port=0, max_message_bytes=1 << 20, addresses=addresses)
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
@@ -125,13 +126,29 @@ async def test_who_goes_away_takes_nobody_along() -> None:
         assert gone.cancelled()
 
 
-async def test_a_server_that_knows_of_no_bundles_gets_none() -> None:
-    async with opened(bundled=False) as channel:
+async def test_a_server_that_knows_of_no_bundles_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = mount(
+        lambda servicer, collector: collector.add_registered_method_handlers("test.Other", {}), None, Policy(ByName())
+    )
+    monkeypatch.setattr(bundles, "service", lambda *_: other)
+    async with opened() as channel:
         stub = Stub(BundlingChannel(channel, {SAY}))
         for _ in range(2):
             assert await asyncio.gather(*(say(stub, text) for text in ("a", "b", "missing c"))) == [
                 *("a", "b", "FEATURE_VIEW_NOT_FOUND")
             ]
+
+
+async def test_each_counts_for_the_address_it_comes_from(settings: Settings) -> None:
+    given = {"address_failures_per_minute": 3, "address_calls_per_second": 0, "address_connections": 0}
+    addresses = Addresses(settings.model_copy(update=given), clock=lambda: 0.0)
+    async with opened(addresses) as channel:
+        stub = Stub(BundlingChannel(channel, {SAY}))
+        wrong = [say(stub, "x", name="stranger") for _ in range(3)]
+        missing, *invalid = await asyncio.gather(say(stub, "x", name=""), *wrong)
+        assert (missing, invalid) == ("CREDENTIAL_MISSING", ["CREDENTIAL_INVALID"] * 3)
+        assert await say(stub, "x") == "RATE_LIMITED"
+        assert await asyncio.gather(say(stub, "x"), say(stub, "y")) == ["RATE_LIMITED"] * 2
 
 
 async def test_an_answer_that_is_too_large_for_company_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +198,7 @@ async def test_odd_bundles() -> None:
                 rpc.Call(method=SEND),
                 rpc.Call(method="/test.Echo/Spell", metadata=good),
                 rpc.Call(method=SAY, metadata=good, request=b"\xff\xff"),
-                rpc.Call(method=SAY, metadata={"authorization": b"\xff"}),
+                rpc.Call(method=SAY, request=b"\xff\xff"),
                 rpc.Call(method=SAY, metadata={**good, calls.UNREADABLE: b"\xff"}),
                 rpc.Call(method=SAY, metadata=good, request=Text(value="fine").SerializeToString()),
             ]
@@ -189,7 +206,7 @@ async def test_odd_bundles() -> None:
         answers = (await send(odd)).answers
         refused = [errors.from_status(each.status).code for each in answers[:-1]]
         unknown, unreadable = grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT
-        assert refused == [unknown, unknown, unreadable, unreadable, unreadable]
+        assert refused == [unknown, unknown, unreadable, grpc.StatusCode.UNAUTHENTICATED, unreadable]
         assert Text.FromString(answers[-1].response).value == "fine"
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await send(rpc.SendCallsRequest(calls=[rpc.Call(method=SAY)] * (bundles.MAX_CALLS + 1)))
