@@ -227,7 +227,7 @@ def open_authenticator(settings: Settings, database: Database) -> Authenticator:
         tokens.append(Oidc(provider))
     return Keys(
         database,
-        SecretBox(settings.secret_key),
+        settings.secret_box,
         settings.auth_cache_seconds,
         tokens,
         stale_seconds=settings.auth_stale_seconds,

@@ -157,6 +157,11 @@ class Settings(SettingsModel):
         SecretStr(""),
         description="32 bytes in base64 that encrypt secrets at rest (access keys, datasources).",
     )
+    decryption_keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="More such keys, a JSON list: secrets that are still, or already, encrypted with them are read"
+        " too. Only while the key is changed; see docs/access-control.md.",
+    )
     service_api_key: SecretStr = Field(
         SecretStr(""), description="API key that management and its worker show to serving."
     )
@@ -245,6 +250,11 @@ class Settings(SettingsModel):
     )
 
     @property
+    def secret_box(self) -> SecretBox:
+        """Encrypts and decrypts secrets at rest."""
+        return SecretBox(self.secret_key, self.decryption_keys)
+
+    @property
     def shown_to_targets(self) -> tuple[str, str]:
         """The files of the certificate that is shown to targets, and of its key; empty: none is."""
         if self.client_certificate:
@@ -283,6 +293,13 @@ class Settings(SettingsModel):
     def _encrypts(cls, value: SecretStr) -> SecretStr:
         SecretBox(value)
         return value
+
+    @field_validator("decryption_keys")
+    @classmethod
+    def _decrypt(cls, values: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for value in values:
+            SecretBox(value)
+        return values
 
     @model_validator(mode="after")
     def _open_on_loopback_only(self) -> Settings:

@@ -27,7 +27,6 @@ from chassis.identity.store import IdentityStore
 from chassis.migrations import migrate, wait_until_migrated
 from chassis.postgres import open_database
 from chassis.principals import Principal
-from chassis.secretbox import SecretBox
 from chassis.server import explained
 from chassis.settings import Settings
 from triglot import tasks, usage
@@ -399,7 +398,7 @@ async def _identity(data_dir: Path) -> AsyncIterator[IdentityStore]:
     settings = _settings(data_dir)
     database = await open_database(settings)
     try:
-        yield IdentityStore(database, SecretBox(settings.secret_key))
+        yield IdentityStore(database, settings.secret_box)
     finally:
         await database.close()
 

@@ -34,13 +34,16 @@ class Keyring(BaseModel):
 def read_or_begin(data_dir: Path, given: Settings) -> Keyring:
     """The keyring of a data folder, kept before it is used. Its secret is the given one, or made the first time.
 
-    With another secret than before, the access key is unreadable and is left out.
+    With another secret than before, the access key is unreadable and is left out, unless the one before is given as
+    well, to decrypt with.
     """
     path = data_dir / _FILE
     kept = Keyring.model_validate_json(path.read_bytes()) if path.exists() else Keyring()
     secret_key = given.secret_key.get_secret_value() or kept.secret_key or new_key()
     if secret_key != kept.secret_key:
-        kept = kept.model_copy(update={"secret_key": secret_key, "access_key_id": "", "access_key_secret": ""})
+        readable = kept.secret_key in {key.get_secret_value() for key in given.decryption_keys}
+        unreadable = {} if readable else {"access_key_id": "", "access_key_secret": ""}
+        kept = kept.model_copy(update={"secret_key": secret_key, **unreadable})
         write(data_dir, kept)
     return kept
 

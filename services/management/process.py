@@ -13,7 +13,6 @@ from chassis.limits import admitting
 from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.rpc import Policy, Service, mount
-from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from protos.gen.triglot.identity.v1 import identity_service_pb2_grpc
 from protos.gen.triglot.management.v1 import management_service_pb2_grpc, usage_service_pb2_grpc
@@ -35,7 +34,7 @@ async def open_service(
         database = await open_database(settings, CONSTRAINTS)
         closing.push_async_callback(database.close)
         usage = await closing.enter_async_context(open_usage(database, own))
-        box = SecretBox(settings.secret_key)
+        box = settings.secret_box
         authenticator = open_authenticator(settings, database)
         management = ManagementService(database, ConfigKeeper(box), ServingRows(serving_channel, settings), own)
         limit = admitting(own.calls_per_second)

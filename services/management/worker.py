@@ -29,7 +29,6 @@ from chassis import calls, errors, server
 from chassis.client import open_channel
 from chassis.postgres import Database, open_database
 from chassis.readiness import board
-from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from chassis.telemetry import log
 from services.management import downloads, publish, queue, scratch, sequences, training
@@ -86,7 +85,7 @@ class Worker:
     def __init__(
         self, database: Database, settings: Settings, own: ManagementSettings, serving: ServingRows, stop: asyncio.Event
     ) -> None:
-        keeper = ConfigKeeper(SecretBox(settings.secret_key))
+        keeper = ConfigKeeper(settings.secret_box)
         self._tasks = Tasks(database)
         self._datasources = Datasources(database, keeper, own)
         self._views = FeatureViews(database, self._datasources)
