@@ -14,6 +14,7 @@ import orjson
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from chassis.audit import AuditSettings
 from chassis.kubernetes import KubernetesSettings
 from chassis.oidc import OidcSettings
 from chassis.settings import Settings, SettingsModel
@@ -26,6 +27,7 @@ from triglot.deployment import CallerSettings
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 MODELS: tuple[tuple[str, type[SettingsModel]], ...] = (
     ("Every process", Settings),
+    ("Audit log, of registry, serving and management", AuditSettings),
     ("Tokens of an OpenID Connect provider", OidcSettings),
     ("Service-account tokens of Kubernetes", KubernetesSettings),
     ("Gateway", GatewaySettings),

@@ -36,8 +36,11 @@ SELECT name, administrator, roles, groups, feature_stores, actions, created_at
 FROM identity.principal ORDER BY name;
 
 -- name: delete_principal
--- principal_name_key.
-DELETE FROM identity.principal WHERE name = $1 RETURNING 1;
+-- principal_name_key, api_key_principal, access_key_principal. What goes: the principal, with its keys.
+DELETE FROM identity.principal p WHERE p.name = $1
+RETURNING p.name, p.administrator, p.roles, p.groups, p.feature_stores, p.actions, p.created_at,
+    ARRAY(SELECT k.prefix FROM identity.api_key k WHERE k.principal_id = p.id ORDER BY k.prefix) AS api_keys,
+    ARRAY(SELECT k.access_key_id FROM identity.access_key k WHERE k.principal_id = p.id ORDER BY 1) AS access_keys;
 
 -- name: insert_api_key
 -- principal_name_key. No row comes back without that principal.
@@ -51,7 +54,9 @@ FROM identity.api_key k JOIN identity.principal p ON p.id = k.principal_id
 ORDER BY k.created_at DESC, k.prefix;
 
 -- name: delete_api_key
-DELETE FROM identity.api_key WHERE prefix = $1 RETURNING 1;
+-- Primary key of api_key.
+DELETE FROM identity.api_key k WHERE k.prefix = $1
+RETURNING (SELECT p.name FROM identity.principal p WHERE p.id = k.principal_id) AS principal, k.expires_at, k.created_at;
 
 -- name: insert_access_key
 -- principal_name_key. No row comes back without that principal.
@@ -65,4 +70,6 @@ FROM identity.access_key k JOIN identity.principal p ON p.id = k.principal_id
 ORDER BY k.created_at DESC, k.access_key_id;
 
 -- name: delete_access_key
-DELETE FROM identity.access_key WHERE access_key_id = $1 RETURNING 1;
+-- Primary key of access_key.
+DELETE FROM identity.access_key k WHERE k.access_key_id = $1
+RETURNING (SELECT p.name FROM identity.principal p WHERE p.id = k.principal_id) AS principal, k.created_at;

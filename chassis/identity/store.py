@@ -9,7 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from chassis import errors
+from chassis.audit import AuditLog
 from chassis.migrations import Migrations
 from chassis.postgres import Database, load_queries
 from chassis.principals import Principal
@@ -17,7 +20,10 @@ from chassis.secretbox import SecretBox
 
 MIGRATIONS = Migrations("identity", Path(__file__).parent / "migrations")
 ACCESS_KEY_PURPOSE = "access key"
+# Kinds of objects in the audit log.
+PRINCIPAL, API_KEY, ACCESS_KEY = "principal", "API key", "access key"
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
+_LOG = AuditLog("identity")
 
 
 def principal_of(row: Any) -> Principal:
@@ -66,16 +72,18 @@ class IdentityStore:
         """Raises AlreadyExists if the name is taken, InvalidArgument if it is empty, too long or not of one line."""
         if not 1 <= len(principal.name) <= 128 or "\n" in principal.name:
             raise errors.InvalidArgument("a principal's name has 1 to 128 characters in one line", field="name")
-        row = await self._database.fetchrow(
-            QUERIES.insert_principal,
-            principal.name,
-            principal.administrator,
-            sorted(principal.roles),
-            sorted(principal.groups),
-            sorted(principal.feature_stores),
-            list(principal.actions),
-        )
-        assert row is not None  # noqa: S101 - an INSERT .. RETURNING answers or raises
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(
+                QUERIES.insert_principal,
+                principal.name,
+                principal.administrator,
+                sorted(principal.roles),
+                sorted(principal.groups),
+                sorted(principal.feature_stores),
+                list(principal.actions),
+            )
+            assert row is not None  # noqa: S101 - an INSERT .. RETURNING answers or raises
+            await _LOG.record(connection, "create", PRINCIPAL, principal.name, after=_document(row))
         return StoredPrincipal(principal_of(row), row["created_at"])
 
     async def list_principals(self) -> list[StoredPrincipal]:
@@ -85,14 +93,18 @@ class IdentityStore:
 
     async def delete_principal(self, name: str) -> None:
         """Deletes its keys too. Raises NotFound."""
-        await self._delete(QUERIES.delete_principal, name, "principal")
+        await self._delete(QUERIES.delete_principal, PRINCIPAL, name)
 
     async def create_api_key(self, principal: str, expires_at: datetime | None = None) -> tuple[str, StoredKey]:
         """The key's text, and what can be shown of it. Raises NotFound without that principal."""
         prefix, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
         key = f"{prefix}.{secret}"
-        created_at = await self._database.fetchval(QUERIES.insert_api_key, prefix, hashed(key), principal, expires_at)
-        return key, StoredKey(prefix, principal, _made(created_at, principal), expires_at)
+        async with self._database.transaction() as connection:
+            made = await connection.fetchval(QUERIES.insert_api_key, prefix, hashed(key), principal, expires_at)
+            stored = StoredKey(prefix, principal, _made(made, principal), expires_at)
+            document = _document({"principal": principal, "expires_at": expires_at, "created_at": made})
+            await _LOG.record(connection, "create", API_KEY, prefix, after=document)
+        return key, stored
 
     async def list_api_keys(self) -> list[StoredKey]:
         """All of them, newest first."""
@@ -101,18 +113,16 @@ class IdentityStore:
 
     async def revoke_api_key(self, prefix: str) -> None:
         """Raises NotFound."""
-        await self._delete(QUERIES.delete_api_key, prefix, "API key")
+        await self._delete(QUERIES.delete_api_key, API_KEY, prefix)
 
     async def create_access_key(self, principal: str) -> tuple[str, str]:
         """Id and secret. Raises NotFound without that principal."""
         key_id, secret = "LTAI" + secrets.token_hex(10), secrets.token_urlsafe(24)
-        created_at = await self._database.fetchval(
-            QUERIES.insert_access_key,
-            key_id,
-            self._box.encrypt(secret, ACCESS_KEY_PURPOSE),
-            principal,
-        )
-        _made(created_at, principal)
+        sealed = self._box.encrypt(secret, ACCESS_KEY_PURPOSE)
+        async with self._database.transaction() as connection:
+            made = _made(await connection.fetchval(QUERIES.insert_access_key, key_id, sealed, principal), principal)
+            document = _document({"principal": principal, "created_at": made})
+            await _LOG.record(connection, "create", ACCESS_KEY, key_id, after=document)
         return key_id, secret
 
     async def list_access_keys(self) -> list[StoredKey]:
@@ -122,11 +132,19 @@ class IdentityStore:
 
     async def revoke_access_key(self, access_key_id: str) -> None:
         """Raises NotFound."""
-        await self._delete(QUERIES.delete_access_key, access_key_id, "access key")
+        await self._delete(QUERIES.delete_access_key, ACCESS_KEY, access_key_id)
 
-    async def _delete(self, query: str, name: str, what: str) -> None:
-        if await self._database.fetchval(query, name) is None:
-            raise errors.NotFound(f"no such {what}", reason="IDENTITY_NOT_FOUND", name=name)
+    async def _delete(self, query: str, kind: str, name: str) -> None:
+        async with self._database.transaction() as connection:
+            gone = await connection.fetchrow(query, name)
+            if gone is None:
+                raise errors.NotFound(f"no such {kind}", reason="IDENTITY_NOT_FOUND", name=name)
+            await _LOG.record(connection, "delete", kind, name, before=_document(gone))
+
+
+def _document(row: Any) -> str:
+    """What the audit log shows. No row that comes here has a secret in it."""
+    return orjson.dumps(dict(row)).decode()
 
 
 def _made(created_at: datetime | None, principal: str) -> datetime:

@@ -10,6 +10,7 @@ from typing import Any
 
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import datasource_pb2 as pb
+from services.management import audited
 from services.management.inputs import (
     fetch_page,
     invalid,
@@ -48,9 +49,11 @@ class Datasources:
         required("WorkspaceId", request.workspace_id)
         kept = self._keeper.keep(request.config)
         self._check(kind, request.uri, kept.whole)
-        made: int = await self._database.fetchval(
-            QUERIES.insert_datasource, title, request.workspace_id, kind, request.uri, kept.shown, kept.sealed
-        )
+        async with self._database.transaction() as connection:
+            made: int = await connection.fetchval(
+                QUERIES.insert_datasource, title, request.workspace_id, kind, request.uri, kept.shown, kept.sealed
+            )
+            await audited.created(connection, audited.DATASOURCE, made)
         return made
 
     def usable(self, request: pb.CheckInstanceDatasourceRequest) -> tuple[str, dict[str, Any]]:
@@ -92,13 +95,18 @@ class Datasources:
                 kept = self._keeper.keep(request.config, config)
                 shown, sealed, config = kept.shown, kept.sealed, kept.whole
             self._check(row["type"], request.uri, config)
-            await connection.execute(QUERIES.update_datasource, identifier, title, request.uri, shown, sealed)
+            async with audited.changing(connection, audited.DATASOURCE, identifier):
+                await connection.execute(QUERIES.update_datasource, identifier, title, request.uri, shown, sealed)
 
     async def delete(self, key: str) -> None:
         """Raises NotFound; FailedPrecondition while a project, a view or a label table refers to it."""
         identifier = number("DatasourceId", key)
-        if await self._database.fetchval(QUERIES.delete_datasource, identifier) is None:
-            raise not_found("Datasource", identifier)
+        async with (
+            self._database.transaction() as connection,
+            audited.changing(connection, audited.DATASOURCE, identifier),
+        ):
+            if await connection.fetchval(QUERIES.delete_datasource, identifier) is None:
+                raise not_found("Datasource", identifier)
 
     async def table(self, key: str, table_name: str) -> list[pb.TableField]:
         """Columns of an offline table, read from the table itself."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chassis import calls
 from chassis.postgres import Database
 from protos.gen.triglot.management.v1 import label_table_pb2 as pb
-from services.management import fields
+from services.management import audited, fields
 from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
@@ -41,6 +41,7 @@ class LabelTables:
             made: int = await connection.fetchval(
                 QUERIES.insert_label_table, project["id"], datasource["id"], title, columns, calls.principal().name
             )
+            await audited.created(connection, audited.LABEL_TABLE, made)
         return made
 
     async def get(self, key: str) -> pb.LabelTable:
@@ -80,15 +81,20 @@ class LabelTables:
                 _check_type(datasource)
                 datasource_id = datasource["id"]
             title = name("Name", request.name) if request.HasField("name") else row["name"]
-            await connection.execute(
-                QUERIES.update_label_table, identifier, datasource_id, title, fields.dumped(columns)
-            )
+            async with audited.changing(connection, audited.LABEL_TABLE, identifier):
+                await connection.execute(
+                    QUERIES.update_label_table, identifier, datasource_id, title, fields.dumped(columns)
+                )
 
     async def delete(self, key: str) -> None:
         """Raises NotFound; FailedPrecondition while a model feature uses it."""
         identifier = number("LabelTableId", key)
         permitted("LabelTable", key, await self._database.fetchrow(QUERIES.label_table, identifier))
-        await self._database.execute(QUERIES.delete_label_table, identifier)
+        async with (
+            self._database.transaction() as connection,
+            audited.changing(connection, audited.LABEL_TABLE, identifier),
+        ):
+            await connection.execute(QUERIES.delete_label_table, identifier)
 
 
 def _check_type(datasource: Row) -> None:

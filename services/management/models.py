@@ -9,7 +9,7 @@ from chassis import calls
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import fg_feature_pb2 as fg_pb
 from protos.gen.triglot.management.v1 import model_feature_pb2 as pb
-from services.management import fg, fields, scripts
+from services.management import audited, fg, fields, scripts
 from services.management.inputs import (
     distinct,
     fetch_page,
@@ -48,6 +48,7 @@ class ModelFeatures:
                 QUERIES.insert_model_feature, project["id"], label["id"], title, level, calls.principal().name
             )
             await _insert(connection, project["id"], made, selection)
+            await audited.created(connection, audited.MODEL_FEATURE, made)
         return made
 
     async def get(self, key: str) -> pb.ModelFeature:
@@ -73,7 +74,10 @@ class ModelFeatures:
         """Replace what is given. Raises NotFound, InvalidArgument."""
         identifier = number("ModelFeatureId", request.model_feature_id)
         permitted("ModelFeature", identifier, await self._database.fetchrow(QUERIES.model_feature, identifier))
-        async with self._database.transaction() as connection:
+        async with (
+            self._database.transaction() as connection,
+            audited.changing(connection, audited.MODEL_FEATURE, identifier),
+        ):
             row = await connection.fetchrow(QUERIES.lock_model_feature, identifier)
             if row is None:
                 raise not_found("ModelFeature", identifier)
@@ -100,7 +104,8 @@ class ModelFeatures:
             row = await connection.fetchrow(QUERIES.lock_model_feature, identifier)
             if row is not None and row["active_task"] is not None:
                 raise at_work(row["active_task"], MODEL_FEATURE)
-            await connection.execute(QUERIES.delete_model_feature, identifier)
+            async with audited.changing(connection, audited.MODEL_FEATURE, identifier):
+                await connection.execute(QUERIES.delete_model_feature, identifier)
 
     async def exportable(self, key: str) -> tuple[Row, list[Row], list[Row]]:
         """What a training set is made from: the model feature, its views, what it selects. Raises NotFound,
@@ -126,8 +131,12 @@ class ModelFeatures:
         """Replace that. Raises NotFound, PermissionDenied, InvalidArgument."""
         row = await self._row(request.model_feature_id)
         config = fg.dumped(fg.checked(request))
-        if await self._database.fetchval(QUERIES.update_model_feature_fg, row["id"], config) is None:
-            raise not_found("ModelFeature", row["id"])
+        async with (
+            self._database.transaction() as connection,
+            audited.changing(connection, audited.MODEL_FEATURE, row["id"]),
+        ):
+            if await connection.fetchval(QUERIES.update_model_feature_fg, row["id"], config) is None:
+                raise not_found("ModelFeature", row["id"])
 
     async def check_fg(self, key: str) -> list[fg_pb.FGCheckResult]:
         """Whether it fits the model feature. Raises NotFound, PermissionDenied."""

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 
+from chassis.audit import open_audit
 from chassis.auth import open_authenticator
 from chassis.identity.store import IdentityStore
 from chassis.limits import admitting
@@ -37,6 +38,7 @@ async def open_service(
         box = settings.secret_box
         authenticator = open_authenticator(settings, database)
         management = ManagementService(database, ConfigKeeper(box), ServingRows(serving_channel, settings), own)
+        audited = await closing.enter_async_context(open_audit(database, authenticator, ["management", "identity"]))
         limit = admitting(own.calls_per_second)
 
         def admit(principal: Principal, rpc: str) -> None:
@@ -62,4 +64,5 @@ async def open_service(
             mount(
                 identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, Policy(authenticator), needs
             ),
+            audited,
         ]

@@ -8,7 +8,7 @@ from chassis import calls, errors
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import feature_entity_pb2 as entity_pb
 from protos.gen.triglot.management.v1 import project_pb2 as pb
-from services.management import fields
+from services.management import audited, fields
 from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
@@ -86,6 +86,7 @@ class Projects:
                 online["id"],
                 calls.principal().name,
             )
+            await audited.created(connection, audited.PROJECT, made)
         return made
 
     async def get(self, key: str) -> pb.Project:
@@ -124,14 +125,16 @@ class Projects:
                     dependents="a feature view",
                 )
             description = request.description if request.HasField("description") else row["description"]
-            await connection.execute(QUERIES.update_project, identifier, title, store, description)
+            async with audited.changing(connection, audited.PROJECT, identifier):
+                await connection.execute(QUERIES.update_project, identifier, title, store, description)
 
     async def delete(self, key: str) -> None:
         """Raises NotFound; FailedPrecondition while anything is in it."""
         identifier = number("ProjectId", key)
         async with self._database.transaction() as connection:
             permitted("Project", identifier, await connection.fetchrow(QUERIES.lock_project, identifier))
-            await connection.execute(QUERIES.delete_project, identifier)
+            async with audited.changing(connection, audited.PROJECT, identifier):
+                await connection.execute(QUERIES.delete_project, identifier)
 
     async def entity_by_name(self, key: str, entity_name: str) -> tuple[Row, Row]:
         """Rows of a project and of its entity. Raises NotFound."""
@@ -194,6 +197,7 @@ class FeatureEntities:
             made: int = await connection.fetchval(
                 QUERIES.insert_feature_entity, project["id"], title, join_id, parent, calls.principal().name
             )
+            await audited.created(connection, audited.FEATURE_ENTITY, made)
         return made
 
     async def get(self, key: str) -> entity_pb.FeatureEntity:
@@ -221,7 +225,11 @@ class FeatureEntities:
         identifier = number("FeatureEntityId", key)
         row = await self._database.fetchrow(QUERIES.feature_entity, identifier)
         permitted("FeatureEntity", key, row)
-        await self._database.execute(QUERIES.delete_feature_entity, identifier)
+        async with (
+            self._database.transaction() as connection,
+            audited.changing(connection, audited.FEATURE_ENTITY, identifier),
+        ):
+            await connection.execute(QUERIES.delete_feature_entity, identifier)
 
 
 def _shown(row: Row) -> pb.Project:

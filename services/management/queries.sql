@@ -550,3 +550,43 @@ ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED;
 -- name: forget_offline_file
 -- Primary key.
 DELETE FROM management.offline_file WHERE path = $1;
+
+-- Documents: what the audit log shows of an object, without what changes by itself. Nobody else changes it until the
+-- transaction ends.
+
+-- name: audited_datasource
+-- Primary key. Its secrets are masked in config; that they changed is seen by the hash of what is encrypted.
+SELECT '' AS project, d.name, (
+    to_jsonb(d) - '{config_sealed,modified_at}'::text[]
+    || jsonb_build_object('config_sealed_sha256', encode(sha256(d.config_sealed), 'hex'))
+)::text AS document
+FROM management.datasource d WHERE d.id = $1 FOR UPDATE;
+
+-- name: audited_project
+-- Primary key.
+SELECT p.name AS project, p.name, (to_jsonb(p) - 'modified_at')::text AS document
+FROM management.project p WHERE p.id = $1 FOR UPDATE;
+
+-- name: audited_feature_entity
+-- Primary keys.
+SELECT p.name AS project, e.name, to_jsonb(e)::text AS document
+FROM management.feature_entity e JOIN management.project p ON p.id = e.project_id WHERE e.id = $1 FOR UPDATE OF e;
+
+-- name: audited_feature_view
+-- Primary keys.
+SELECT p.name AS project, v.name,
+    (to_jsonb(v) - '{last_sync_config,synced_at,written_online,modified_at}'::text[])::text AS document
+FROM management.feature_view v JOIN management.project p ON p.id = v.project_id WHERE v.id = $1 FOR UPDATE OF v;
+
+-- name: audited_label_table
+-- Primary keys.
+SELECT p.name AS project, l.name, (to_jsonb(l) - 'modified_at')::text AS document
+FROM management.label_table l JOIN management.project p ON p.id = l.project_id WHERE l.id = $1 FOR UPDATE OF l;
+
+-- name: audited_model_feature
+-- Primary keys.
+SELECT p.name AS project, m.name, (to_jsonb(m) - 'modified_at' || jsonb_build_object('features', (
+    SELECT jsonb_agg(to_jsonb(s) - '{project_id,model_feature_id,position}'::text[] ORDER BY s.position)
+    FROM management.selected_feature s WHERE s.model_feature_id = m.id
+)))::text AS document
+FROM management.model_feature m JOIN management.project p ON p.id = m.project_id WHERE m.id = $1 FOR UPDATE OF m;

@@ -10,7 +10,7 @@ import orjson
 from chassis import calls, errors
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import task_pb2 as pb
-from services.management import queue
+from services.management import audited, queue
 from services.management.inputs import (
     fetch_page,
     not_found,
@@ -92,6 +92,17 @@ class Tasks:
         )
         await connection.execute(QUERIES.insert_task_log, made, f"asked for by {calls.principal().name}")
         await connection.execute(QUERIES.place_task, made, await queue.put(connection, made))
+        # Without the path: it may be a URL with what signs it.
+        shown = {name: value for name, value in config.items() if name != "path"}
+        about = {"type": kind, "object_type": object_type, "object": on["name"], "config": shown}
+        await audited.LOG.record(
+            connection,
+            "create",
+            audited.TASK,
+            str(made),
+            project=on["project_name"],
+            after=orjson.dumps(about).decode(),
+        )
         return made
 
     async def get(self, key: str) -> pb.Task:
@@ -131,6 +142,7 @@ class Tasks:
             if stopped is None:
                 raise errors.FailedPrecondition(f"task {key} has ended already", resource="Task", id=key)
             await connection.execute(QUERIES.insert_task_log, row["id"], f"stopped by {calls.principal().name}")
+            await audited.LOG.record(connection, "stop", audited.TASK, str(row["id"]), project=row["project_name"])
             if stopped["job_id"] is not None:
                 await queue.remove(connection, stopped["job_id"])
 

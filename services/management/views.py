@@ -11,7 +11,7 @@ import orjson
 from chassis import calls, errors
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
-from services.management import fields, scripts
+from services.management import audited, fields, scripts
 from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
@@ -74,6 +74,7 @@ class FeatureViews:
                 fields.dumped(columns),
                 calls.principal().name,
             )
+            await audited.created(connection, audited.FEATURE_VIEW, made)
         return made
 
     async def find(self, identifier: int) -> Row | None:
@@ -174,7 +175,8 @@ class FeatureViews:
                 raise errors.FailedPrecondition(
                     "the view was published; columns can come after its others, and nothing else can change about them"
                 )
-            await connection.execute(QUERIES.update_feature_view_fields, identifier, fields.dumped(columns))
+            async with audited.changing(connection, audited.FEATURE_VIEW, identifier):
+                await connection.execute(QUERIES.update_feature_view_fields, identifier, fields.dumped(columns))
             if changed and row["was_published"]:
                 await append_columns({**shown, "fields": fields.dumped(columns)})
 
@@ -190,7 +192,8 @@ class FeatureViews:
                 raise not_found("FeatureView", key)
             if row["active_task"] is not None:
                 raise at_work(row["active_task"])
-            await connection.execute(QUERIES.delete_feature_view, shown["id"])
+            async with audited.changing(connection, audited.FEATURE_VIEW, shown["id"]):
+                await connection.execute(QUERIES.delete_feature_view, shown["id"])
             if row["was_published"]:
                 await drop_rows(shown)
 

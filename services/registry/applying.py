@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from chassis import errors
+from chassis import audit, errors
 from chassis.postgres import Connection
 from protos.gen.feast.types.Value_pb2 import ValueType
 from services.registry import kinds, views
@@ -141,6 +141,7 @@ class Applying:
             *(bool(change and change.is_new_version), str(uuid.uuid4())),
             *(feature_kind.name, feature_kind.family, *_columns(features)),
             *(plan.edges is not None, *_transposed(plan.edges or ())),
+            *audit.caller(),
         )
         if object_id is None:
             return False

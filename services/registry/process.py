@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from chassis import limits
+from chassis.audit import open_audit
 from chassis.auth import open_authenticator
 from chassis.postgres import open_database
 from chassis.rpc import Policy, Service, mount
@@ -36,6 +37,7 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
         # Any authenticated caller may call everything: what it then may do is Access's business.
         admit = limits.admitting(own.calls_per_second)
         policy = Policy(open_authenticator(settings, database), admit=admit, details=sdk_errors.details)
+        audited = await closing.enter_async_context(open_audit(database, policy.authenticator, ["registry"]))
         yield [
             mount(
                 RegistryServer_pb2_grpc.add_RegistryServerServicer_to_server,
@@ -57,4 +59,5 @@ async def open_service(settings: Settings, own: RegistrySettings) -> AsyncIterat
                 Policy(policy.authenticator, admit=admit),
                 {"postgres": database.ping},
             ),
+            audited,
         ]

@@ -26,9 +26,15 @@ LEFT JOIN registry.object o ON o.project = p.name AND o.family = $2 AND o.parent
 -- name: put_object
 -- project_pkey, object_key, object_of_parent, edge_pkey. An object with its features, its version if $16, and its edges
 -- if $27. No row comes back, and nothing is written, if the project was written to since it was seen at $2. An object
--- that is there keeps its id and its time of creation; features that did not change are not written.
+-- that is there keeps its id and its time of creation; features that did not change are not written. $32 to $34 say who
+-- applies it.
 WITH turn AS (
     UPDATE registry.project SET updated = $3 WHERE name = $1 AND updated = $2 RETURNING name
+),
+-- As it is while this statement runs.
+was AS (
+    SELECT registry.audited(o.rendered, o.state, o.version) AS object
+    FROM registry.object o WHERE o.project = $1 AND o.family = $5 AND o.parent = '' AND o.name = $6
 ),
 put AS (
     INSERT INTO registry.object AS o (
@@ -77,14 +83,27 @@ put_edges AS (
     ) l
     CROSS JOIN unnest($28::text[], $29::text[], $30::text[], $31::text[])
         WITH ORDINALITY AS e (source_type, source_name, target_type, target_name, number)
+),
+logged AS (
+    INSERT INTO registry.audit (request_id, principal, issuer, project, kind, name, operation, before, after)
+    SELECT $32, $33, $34, $1, $4, $6, CASE WHEN w.object IS NULL THEN 'create' ELSE 'update' END,
+        w.object, registry.audited($13, $14, $15)
+    FROM put p LEFT JOIN was w ON true
 )
 SELECT id FROM put;
 
 -- name: materialize_view
--- object_key. No row comes back if there is no such view.
-UPDATE registry.object SET state = $3, updated = $4
-WHERE project = $1 AND family = 'featureView' AND parent = '' AND name = $2 AND kind = 'featureView'
-RETURNING id;
+-- object_key. No row comes back if there is no such view. $5 is the interval as JSON; $6 to $8 say who materialized it.
+WITH put AS (
+    UPDATE registry.object SET state = $3, updated = $4
+    WHERE project = $1 AND family = 'featureView' AND parent = '' AND name = $2 AND kind = 'featureView'
+    RETURNING id
+),
+logged AS (
+    INSERT INTO registry.audit (request_id, principal, issuer, project, kind, name, operation, after)
+    SELECT $6, $7, $8, $1, 'featureView', $2, 'materialize', $5 FROM put
+)
+SELECT id FROM put;
 
 -- name: materializations
 -- view_by_name, then materialization_pkey. Of the views of project $1, or of view $2, the latest first: an interval's JSON
@@ -135,15 +154,35 @@ UNION ALL
 (SELECT number, proto FROM registry.version WHERE object_id = $1 ORDER BY number DESC LIMIT 1);
 
 -- name: delete_object
--- object_key. Takes features and edges along. No row comes back if there is none.
-DELETE FROM registry.object WHERE project = $1 AND family = $2 AND parent = '' AND name = $3 RETURNING id;
+-- object_key. Takes features and edges along. No row comes back if there is none. $4 to $6 say who deletes it.
+WITH gone AS (
+    DELETE FROM registry.object WHERE project = $1 AND family = $2 AND parent = '' AND name = $3
+    RETURNING id, project, kind, name, registry.audited(rendered, state, version) AS object
+),
+logged AS (
+    INSERT INTO registry.audit (request_id, principal, issuer, project, kind, name, operation, before)
+    SELECT $4, $5, $6, g.project, g.kind, g.name, 'delete', g.object FROM gone g
+)
+SELECT id FROM gone;
 
 -- name: delete_project
--- project_pkey. Takes everything in it along. No row comes back if there is none.
+-- project_pkey, object_key. Takes everything in it along. No row comes back if there is none. $2 to $4 say who deletes it.
+WITH logged AS (
+    INSERT INTO registry.audit (request_id, principal, issuer, project, kind, name, operation, before)
+    SELECT $2, $3, $4, o.project, o.kind, o.name, 'delete', registry.audited(o.rendered, o.state, o.version)
+    FROM registry.object o WHERE o.project = $1 AND o.parent = ''
+    ORDER BY o.kind = 'project', o.kind, o.name
+)
 DELETE FROM registry.project WHERE name = $1 RETURNING name;
 
 -- name: put_infra
--- project_pkey.
+-- project_pkey. $3 to $5 say who does it. The log shows hashes: the message is kept as it was sent, whatever it is.
+WITH logged AS (
+    INSERT INTO registry.audit (request_id, principal, issuer, project, kind, name, operation, before, after)
+    SELECT $3, $4, $5, $1, 'infra', $1, 'update',
+        '{"sha256":"' || encode(sha256(p.infra), 'hex') || '"}', '{"sha256":"' || encode(sha256($2), 'hex') || '"}'
+    FROM registry.project p WHERE p.name = $1 AND p.infra IS DISTINCT FROM $2
+)
 UPDATE registry.project SET infra = $2 WHERE name = $1;
 
 -- Reading.

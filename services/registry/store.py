@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from chassis import errors
+from chassis import audit, errors
 from chassis.migrations import Migrations
 from chassis.postgres import Connection, Database
 from protos.gen.feast.core.FeatureView_pb2 import AVAILABLE_ONLINE, MaterializationInterval
@@ -125,7 +125,12 @@ class RegistryStore:
         async with self._database.transaction() as connection:
             now = await connection.fetchval(QUERIES.touch_project, project)
             await self._access.over(connection).require_for_stored((WRITE_ONLINE,), kinds.FEATURE_VIEW, project, name)
-            view_id = await connection.fetchval(QUERIES.materialize_view, project, name, AVAILABLE_ONLINE, now)
+            view_id = await connection.fetchval(
+                QUERIES.materialize_view,
+                *(project, name, AVAILABLE_ONLINE, now),
+                views.rendered_interval(interval),
+                *audit.caller(),
+            )
             if view_id is None:
                 raise kinds.FEATURE_VIEW.missing(name, project)
             await views.add_intervals(connection, view_id, [interval])
@@ -135,7 +140,7 @@ class RegistryStore:
         async with self._database.transaction() as connection:
             await connection.fetchval(QUERIES.touch_project, project)
             await self._access.over(connection).require_for_stored((DELETE,), kind, project, name)
-            if await connection.fetchval(QUERIES.delete_object, project, kind.family, name) is None:
+            if await connection.fetchval(QUERIES.delete_object, project, kind.family, name, *audit.caller()) is None:
                 raise kind.missing(name, project)
 
     async def delete_project(self, name: str) -> None:
@@ -143,7 +148,7 @@ class RegistryStore:
         async with self._database.transaction() as connection:
             await connection.fetchval(QUERIES.touch_project, name)
             await self._access.over(connection).require_for_stored((DELETE,), kinds.PROJECT, name, name)
-            if await connection.fetchval(QUERIES.delete_project, name) is None:
+            if await connection.fetchval(QUERIES.delete_project, name, *audit.caller()) is None:
                 raise kinds.PROJECT.missing(name, name)
 
     async def put_infra(self, project: str, infra: bytes) -> None:
@@ -151,7 +156,7 @@ class RegistryStore:
         async with self._database.transaction() as connection:
             await self._take_turn(connection, project, create=True)
             await self._access.over(connection).require_for_stored((UPDATE,), kinds.PROJECT, project, project)
-            await connection.execute(QUERIES.put_infra, project, infra)
+            await connection.execute(QUERIES.put_infra, project, infra, *audit.caller())
 
     async def ensure_project(self, project: str) -> None:
         """Create a project if there is none."""

@@ -196,6 +196,11 @@ async def add_intervals(connection: Connection, view_id: int, intervals: Iterabl
         await connection.execute(QUERIES.set_interval, view_id, oldest[-1]["position"], *_fragments(joined))
 
 
+def rendered_interval(interval: MaterializationInterval) -> str:
+    """An interval as JSON."""
+    return orjson.dumps(MessageToDict(interval)).decode()
+
+
 def _definition(view: Any) -> Any:
     definition = type(view)()
     definition.spec.CopyFrom(view.spec)
@@ -298,4 +303,4 @@ def _fragments(interval: MaterializationInterval) -> tuple[bytes, str]:
     """An interval as the bytes that add it to a view's message, and as JSON."""
     view = FeatureView()
     view.meta.materialization_intervals.append(interval)
-    return view.SerializeToString(deterministic=True), orjson.dumps(MessageToDict(interval)).decode()
+    return view.SerializeToString(deterministic=True), rendered_interval(interval)

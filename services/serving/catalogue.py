@@ -7,6 +7,7 @@ changed, `v <store>/<name>/<version>` when a view has.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from itertools import groupby
 from operator import itemgetter
@@ -17,7 +18,7 @@ import asyncpg
 
 from chassis import datatypes, errors
 from chassis.postgres import Connection, Constraints, Database, load_queries
-from services.serving import serving_keys
+from services.serving import audited, serving_keys
 from services.serving.definitions import Column, Group, Join, ServingKey, View, ViewFeature
 
 CHANNEL = "serving"
@@ -63,6 +64,8 @@ class Catalogue:
             else:
                 await self._confirm(connection, group)
             stored = await self._group(connection, group.store, group.name, group.version)
+            if group_id is not None:
+                await audited.group_changed(connection, None, stored)
         return stored, group_id is not None
 
     async def append_features(self, store: str, name: str, version: int, columns: Sequence[Column]) -> Group:
@@ -79,6 +82,7 @@ class Catalogue:
             if missing:
                 await _insert_features(connection, group.id, missing, len(group.columns), ())
                 await _notify(connection, f"g {group.id}")
+                await audited.group_changed(connection, group, replace(group, columns=group.columns + missing))
             return await self._group(connection, store, name, version)
 
     async def _insert_details(self, connection: Connection, group_id: int, group: Group) -> None:
@@ -96,11 +100,14 @@ class Catalogue:
                 differences="; ".join(differences),
                 feature_group=group.name,
             )
-        description = group.description or stored.description
-        time_to_live_ms = group.time_to_live_ms or stored.time_to_live_ms
-        if (description, time_to_live_ms) != (stored.description, stored.time_to_live_ms):
-            await connection.execute(QUERIES.update_group, stored.id, description, time_to_live_ms)
+        if _told(stored, group) != stored:
+            await connection.fetchrow(QUERIES.lock_group, stored.id)
+            # Once more: nobody else changes it any more.
+            stored = await self._group(connection, group.store, group.name, group.version)
+            told = _told(stored, group)
+            await connection.execute(QUERIES.update_group, stored.id, told.description, told.time_to_live_ms)
             await _notify(connection, f"g {stored.id}")
+            await audited.group_changed(connection, stored, told)
 
     async def group(self, store: str, name: str, version: int) -> Group:
         """Raises NotFound: FEATURE_STORE_NOT_FOUND or FEATURE_GROUP_NOT_FOUND."""
@@ -141,6 +148,7 @@ class Catalogue:
             await connection.execute(QUERIES.delete_group, group.id)
             await connection.execute(QUERIES.retire_row_sets_of_group, group.id, self._retired_rows_seconds)
             await _notify(connection, f"g {group.id}")
+            await audited.group_changed(connection, group, None)
         return group.id
 
     # Row sets
@@ -155,8 +163,8 @@ class Catalogue:
         if await self._database.fetchval(QUERIES.touch_row_set, row_set) is None:
             raise errors.Aborted("the load was given up, or its feature group deleted; start again")
 
-    async def show_load(self, group: Group, row_set: int) -> int:
-        """Let readers see a complete load in place of the old rows; the new generation.
+    async def show_load(self, group: Group, row_set: int, rows: int) -> int:
+        """Let readers see a complete load, of so many rows, in place of the old rows; the new generation.
 
         Raises Aborted as above, and if readers see a load by now that began later: the newer rows stay.
         """
@@ -170,12 +178,20 @@ class Catalogue:
             await connection.execute(QUERIES.retire_row_set, locked["row_set_id"], self._retired_rows_seconds)
             generation: int = await connection.fetchval(QUERIES.show_row_set, group.id, row_set, 1)
             await _notify(connection, f"g {group.id}")
+            await audited.rows_changed(connection, audited.LOAD, group, rows_written=rows, generation=generation)
         return generation
 
     async def require_live(self, row_set: int) -> None:
         """Raises Aborted if readers do not see this row set any more, so that writing to it would be lost."""
         if await self._database.fetchval(QUERIES.row_set_is_live, row_set) is None:
-            raise errors.Aborted("the rows were replaced by an overwrite, or deleted, during this write; send it again")
+            raise _replaced()
+
+    async def rows_deleted(self, group: Group, keys: int, rows: int) -> None:
+        """Note that rows were deleted by their keys. Raises Aborted as `require_live` does."""
+        async with self._database.transaction() as connection:
+            if await connection.fetchval(QUERIES.row_set_is_live, group.row_set or 0) is None:
+                raise _replaced()
+            await audited.rows_changed(connection, audited.DELETE_ROWS, group, keys=keys, rows_deleted=rows)
 
     async def retire(self, row_set: int) -> None:
         """Have the keys of a row set removed that was never shown."""
@@ -225,6 +241,7 @@ class Catalogue:
             await _insert_view_features(connection, view_id, view.features)
             await _insert_serving_keys(connection, view_id, keys)
             await _notify(connection, f"v {view.store}/{view.name}/{view.version}")
+            await audited.view_changed(connection, None, view)
         return await self.view(view.store, view.name, view.version)
 
     async def view(self, store: str, name: str, version: int) -> View:
@@ -247,10 +264,25 @@ class Catalogue:
     async def delete_view(self, store: str, name: str, version: int) -> None:
         """Raises NotFound."""
         async with self._database.transaction() as connection:
-            if await connection.fetchval(QUERIES.delete_view, store, name, version) is None:
+            rows = await connection.fetch(QUERIES.views, store, name, version)
+            if await connection.fetchval(QUERIES.delete_view, store, name, version) is None or not rows:
                 await _require_store(connection, store)
                 raise _no_view(store, name, version)
             await _notify(connection, f"v {store}/{name}/{version}")
+            await audited.view_changed(connection, _view_of(rows), None)
+
+
+def _told(stored: Group, group: Group) -> Group:
+    """A stored group with the description and the time to live that are given."""
+    return replace(
+        stored,
+        description=group.description or stored.description,
+        time_to_live_ms=group.time_to_live_ms or stored.time_to_live_ms,
+    )
+
+
+def _replaced() -> errors.Aborted:
+    return errors.Aborted("the rows were replaced by an overwrite, or deleted, during this write; send it again")
 
 
 async def _notify(connection: Connection, payload: str) -> None:

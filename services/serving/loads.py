@@ -51,7 +51,7 @@ class Loads:
                 await self._catalogue.touch_load(row_set)
                 written += await self._write(group, rows)
             await self._rows.require_same(servers)
-            return Loaded(written, await self._catalogue.show_load(group, row_set))
+            return Loaded(written, await self._catalogue.show_load(group, row_set, written))
         except BaseException:
             await asyncio.shield(self._discard(row_set))
             raise

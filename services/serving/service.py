@@ -14,6 +14,7 @@ from protos.gen.triglot.serving.v1 import serving_service_pb2_grpc as pb_grpc
 from protos.gen.triglot.serving.v1 import vector_pb2
 from protos.gen.triglot.serving.v1.value_pb2 import Value
 from services.serving import fragments, keys, messages, vectors
+from services.serving.audited import Merges
 from services.serving.catalogue import MAX_USAGE_DAYS, Catalogue
 from services.serving.definition_cache import DefinitionCache
 from services.serving.definitions import MAX_JOINS, Group, View, store_name
@@ -45,6 +46,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
         rows: Rows,
         loads: Loads,
         usage: Usage,
+        merges: Merges,
         census: Census,
         max_entries: int,
     ) -> None:
@@ -53,6 +55,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
         self._rows = rows
         self._loads = loads
         self._usage = usage
+        self._merges = merges
         self._census = census
         self._max_entries = max_entries
 
@@ -194,6 +197,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
             loaded = await self._loads.overwrite(group, _arrow_streams(request))
         elif header.mode == pb.WRITE_MODE_MERGE:
             loaded = await self._loads.merge(group, _arrow_streams(request))
+            self._merges.add(group, loaded.rows_written)
         else:
             raise errors.InvalidArgument("mode must be OVERWRITE or MERGE", field="mode")
         self._definitions.changed(f"g {group.id}")
@@ -218,7 +222,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
         # Never from the cache: the rows must go from where readers are now.
         group = await self._catalogue.group(store, request.feature_group, request.version)
         deleted = await self._rows.delete(self._row_keys(group, request.keys))
-        await self._catalogue.require_live(group.row_set or 0)
+        await self._catalogue.rows_deleted(group, len(request.keys), deleted)
         return pb.DeleteRowsResponse(rows_deleted=deleted)
 
     def _row_keys(self, group: Group, row_keys: Sequence[pb.RowKey]) -> list[bytes]:

@@ -20,7 +20,8 @@ async def task_id(caller: Pai, database: Database) -> int:
     view = await caller.made(
         "FeatureView", Name="v", ProjectId=ids["project"], Type="Batch", WriteMethod="Custom", SyncOnlineTable=True
     )
-    row: dict[str, Any] = {"id": int(view), "project_id": 1, "project_name": "shop", "feature_store": "shop"}
+    names = {"name": "v", "project_name": "shop", "feature_store": "shop"}
+    row: dict[str, Any] = {"id": int(view), "project_id": 1, **names}
     token = calls.enter(calls.Call("R", principal=Principal("admin", administrator=True)))
     made = await Tasks(database).publish(row, {"mode": "merge"})
     calls.leave(token)
