@@ -49,6 +49,7 @@ CONSTRAINTS: Constraints = {
     "feature_view_entity_fkey": _used("FeatureEntity", "a feature view"),
     "model_feature_label_table_fkey": _used("LabelTable", "a model feature"),
     "selected_feature_view_fkey": _used("FeatureView", "a model feature"),
+    "feature_view_referenced_fkey": _used("FeatureView", "a Sequence view"),
     # The one child whose parent is not locked before: it lets go of a view that is deleted.
     "task_feature_view_fkey": _gone("FeatureView"),
 }

@@ -96,6 +96,8 @@ def _days(start: str, end: str) -> tuple[date, date]:
     """The first and the last day asked for."""
     today = datetime.now(UTC).date()
     last = _day("EndDate", end) if end else today
+    if (today - last).days >= _KEPT_DAYS:
+        raise invalid("EndDate", f"must be less than {_KEPT_DAYS} days ago")
     first = _day("StartDate", start) if start else last - timedelta(days=_DEFAULT_DAYS - 1)
     if first > last:
         raise invalid("StartDate", "must not be after EndDate")

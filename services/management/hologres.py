@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from chassis import datatypes, errors
 from services.management.inputs import invalid, not_found
 from services.management.offline import File, Table, new_file, readable
+from services.management.rows import Row
 
 TYPE = "Hologres"
 _PORT = 80
@@ -79,6 +80,11 @@ def _encodes(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def keeps(view: Row) -> bool:
+    """Whether a view's online rows are in Hologres. False for a row that was read without its online datasource."""
+    return bool(view.get("online_type") == TYPE and not view["write_to_featuredb"])
 
 
 @dataclass(frozen=True)

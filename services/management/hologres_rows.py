@@ -21,8 +21,8 @@ from services.management.hologres import COLUMNS, PUBLIC, Hologres, quoted
 from services.management.inputs import invalid
 from services.management.rows import Row
 
-_STAGING = "triglot_staging"
-_ORDINAL = "triglot_ordinal"
+STAGING = "triglot_staging"
+ORDINAL = "triglot_ordinal"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SIZE = """
 SELECT greatest(c.reltuples, 0)::bigint AS rows, pg_total_relation_size(c.oid) AS bytes
@@ -30,33 +30,33 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 
 """
 
 
-class HologresRows(Hologres):
+class HologresRows:
     """The online tables of one database. Raises what `hologres.translated` says."""
+
+    def __init__(self, database: Hologres) -> None:
+        self._database = database
 
     async def ensure(self, view: Row) -> None:
         """Make a view's table, or give it the columns that it lacks. Raises AlreadyExists if it is somebody else's, or
         has a column of another type. Idempotent."""
-        async with self.connected() as connection:
+        async with self._database.connected() as connection:
             await self._ensure(connection, view)
 
     async def append(self, view: Row) -> None:
         """Give a view's table the columns that it lacks. Nothing before a publish."""
-        async with self.connected() as connection:
-            if await self._columns(connection, view):
+        async with self._database.connected() as connection:
+            if await columns_of(connection, online_table_of(view), self._database.timeout_seconds):
                 await self._ensure(connection, view)
 
     async def drop(self, view: Row) -> None:
         """Delete a view's table. Idempotent. One that is somebody else's stays."""
-        async with self.connected() as connection:
-            columns = await self._columns(connection, view)
-            if columns and columns[0]["comment"] == _comment(view):
-                await connection.execute(f"DROP TABLE IF EXISTS {_online(view)}", timeout=self.timeout_seconds)
+        async with self._database.connected() as connection:
+            await dropped(connection, view, online_table_of(view), self._database.timeout_seconds)
 
     async def use(self, view: Row) -> tuple[int, int]:
         """Rows, as of the last publish, and bytes on disk of a view's table; zeros if there is none."""
-        async with self.connected() as connection:
-            row = await connection.fetchrow(_SIZE, PUBLIC, online_table_of(view), timeout=self.timeout_seconds)
-        return (row["rows"], row["bytes"]) if row else (0, 0)
+        async with self._database.connected() as connection:
+            return await used(connection, online_table_of(view), self._database.timeout_seconds)
 
     async def write(
         self,
@@ -75,31 +75,32 @@ class HologresRows(Hologres):
         columns = publish.columns_of(view)
         key, time = view["join_id"], _event_time(view)
         names = ", ".join(quoted(served) for _, served, _ in columns)
-        newest = f"{quoted(key)}, {f'{quoted(time)} DESC NULLS LAST, ' if time else ''}{_ORDINAL} DESC"
-        chosen = f"SELECT DISTINCT ON ({quoted(key)}) {names} FROM {_STAGING} ORDER BY {newest}"  # noqa: S608
+        defined = definitions([(served, hive) for _, served, hive in columns])
+        newest = f"{quoted(key)}, {f'{quoted(time)} DESC NULLS LAST, ' if time else ''}{ORDINAL} DESC"
+        chosen = f"SELECT DISTINCT ON ({quoted(key)}) {names} FROM {STAGING} ORDER BY {newest}"  # noqa: S608
         written = 0
-        async with self.connected() as connection, asyncio.timeout(timeout_seconds), connection.transaction():
+        async with self._database.connected() as connection, asyncio.timeout(timeout_seconds), connection.transaction():
             await connection.execute(
-                f"CREATE TEMPORARY TABLE {_STAGING} ({_definitions(columns)}, {_ORDINAL} bigserial) ON COMMIT DROP"
+                f"CREATE TEMPORARY TABLE {STAGING} ({defined}, {ORDINAL} bigserial) ON COMMIT DROP"
             )
             async for stream in arrow_streams:
-                records = await asyncio.to_thread(_records, stream)
+                records = await asyncio.to_thread(records_of, stream)
                 await connection.copy_records_to_table(
-                    _STAGING, records=records, columns=[served for _, served, _ in columns]
+                    STAGING, records=records, columns=[served for _, served, _ in columns]
                 )
                 written += len(records)
             # One at a time from here: who comes later sees what the other one left.
             await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", online_table_of(view))
             if mode == publish.OVERWRITE.lower():
-                await connection.execute(f"DROP TABLE IF EXISTS {_fresh(view)}")
-                await connection.execute(f"CREATE TABLE {_fresh(view)} ({_definitions(columns)})")
-                await connection.execute(f"INSERT INTO {_fresh(view)} ({names}) {chosen}")
-                await connection.execute(f"ALTER TABLE {_fresh(view)} ADD PRIMARY KEY ({quoted(key)})")
-                await connection.execute(f"COMMENT ON TABLE {_fresh(view)} IS '{_comment(view)}'")
-                await connection.execute(f"ANALYZE {_fresh(view)}")
+                await connection.execute(f"DROP TABLE IF EXISTS {fresh(view)}")
+                await connection.execute(f"CREATE TABLE {fresh(view)} ({defined})")
+                await connection.execute(f"INSERT INTO {fresh(view)} ({names}) {chosen}")
+                await connection.execute(f"ALTER TABLE {fresh(view)} ADD PRIMARY KEY ({quoted(key)})")
+                await connection.execute(f"COMMENT ON TABLE {fresh(view)} IS '{comment(view)}'")
+                await connection.execute(f"ANALYZE {fresh(view)}")
                 await confirm()
                 await connection.execute(f"DROP TABLE {_online(view)}")
-                await connection.execute(f"ALTER TABLE {_fresh(view)} RENAME TO {quoted(online_table_of(view))}")
+                await connection.execute(f"ALTER TABLE {fresh(view)} RENAME TO {quoted(online_table_of(view))}")
             else:
                 changes = ", ".join(
                     f"{quoted(served)} = excluded.{quoted(served)}" for _, served, _ in columns if served != key
@@ -120,7 +121,7 @@ class HologresRows(Hologres):
         columns = publish.columns_of(view)
         key, time = view["join_id"], _event_time(view)
         kind = next(datatypes.parse(hive) for _, served, hive in columns if served == key)
-        wanted = _keys(keys, kind)
+        wanted = keys_of(keys, kind)
         alive, bounds = "", []
         if time and ttl_seconds:
             age = f"extract(epoch FROM now()) * 1000 - {quoted(time)}"
@@ -131,10 +132,12 @@ class HologresRows(Hologres):
             f"SELECT {', '.join(quoted(served) for _, served, _ in columns)} FROM {_online(view)} "  # noqa: S608
             f"WHERE {quoted(key)} = ANY($1::{kind.postgres}[]){alive}"
         )
-        async with self.connected() as connection:
-            if not await self._columns(connection, view):
+        async with self._database.connected() as connection:
+            if not await columns_of(connection, online_table_of(view), self._database.timeout_seconds):
                 return []
-            rows = await connection.fetch(statement, list(wanted.values()), *bounds, timeout=self.timeout_seconds)
+            rows = await connection.fetch(
+                statement, list(wanted.values()), *bounds, timeout=self._database.timeout_seconds
+            )
         kinds = {served: datatypes.parse(hive) for _, served, hive in columns}
         found = {row[key]: row for row in rows}
         return [
@@ -143,33 +146,61 @@ class HologresRows(Hologres):
             if each in wanted and wanted[each] in found
         ]
 
-    async def _columns(self, connection: asyncpg.Connection, view: Row) -> list[Any]:
-        return list(await connection.fetch(COLUMNS, PUBLIC, online_table_of(view), timeout=self.timeout_seconds))
-
     async def _ensure(self, connection: asyncpg.Connection, view: Row) -> None:
-        columns = publish.columns_of(view)
-        async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", online_table_of(view))
-            found = {row["name"]: row for row in await self._columns(connection, view)}
-            if not found:
-                await connection.execute(
-                    f"CREATE TABLE {_online(view)} ({_definitions(columns)}, PRIMARY KEY ({quoted(view['join_id'])}))"
-                )
-                await connection.execute(f"COMMENT ON TABLE {_online(view)} IS '{_comment(view)}'")
-                return
-            if next(iter(found.values()))["comment"] != _comment(view):
+        columns = [(served, hive) for _, served, hive in publish.columns_of(view)]
+        key = f", PRIMARY KEY ({quoted(view['join_id'])})"
+        await made(
+            connection, view, online_table_of(view), columns, key, timeout_seconds=self._database.timeout_seconds
+        )
+
+
+async def columns_of(connection: asyncpg.Connection, title: str, timeout_seconds: float) -> list[Any]:
+    """What is known of the columns of a table of the public schema; nothing: there is none."""
+    return list(await connection.fetch(COLUMNS, PUBLIC, title, timeout=timeout_seconds))
+
+
+async def made(
+    connection: asyncpg.Connection,
+    view: Row,
+    title: str,
+    columns: Sequence[tuple[str, str]],
+    more: str,
+    *,
+    timeout_seconds: float,
+) -> bool:
+    """Make a view's table of the columns, and `more` of its definition, or give it the columns that it lacks; whether
+    there was none. Raises AlreadyExists if it is somebody else's, or has a column of another type."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", title)
+        found = {row["name"]: row for row in await columns_of(connection, title, timeout_seconds)}
+        if not found:
+            await connection.execute(f"CREATE TABLE {placed(title)} ({definitions(columns)}{more})")
+            await connection.execute(f"COMMENT ON TABLE {placed(title)} IS '{comment(view)}'")
+            return True
+        if next(iter(found.values()))["comment"] != comment(view):
+            raise errors.AlreadyExists(f"table {title} is there already, and is not of this view", resource="Table")
+        for served, hive in columns:
+            kind = datatypes.parse(hive).postgres
+            if served not in found:
+                await connection.execute(f"ALTER TABLE {placed(title)} ADD COLUMN {quoted(served)} {kind}")
+            elif found[served]["type"] != kind:
                 raise errors.AlreadyExists(
-                    f"table {online_table_of(view)} is there already, and is not of this view", resource="Table"
+                    f"column {served} of table {title} is {found[served]['type']}, not {kind}", resource="Table"
                 )
-            for _, served, hive in columns:
-                kind = datatypes.parse(hive).postgres
-                if served not in found:
-                    await connection.execute(f"ALTER TABLE {_online(view)} ADD COLUMN {quoted(served)} {kind}")
-                elif found[served]["type"] != kind:
-                    raise errors.AlreadyExists(
-                        f"column {served} of table {online_table_of(view)} is {found[served]['type']}, not {kind}",
-                        resource="Table",
-                    )
+        return False
+
+
+async def dropped(connection: asyncpg.Connection, view: Row, title: str, timeout_seconds: float) -> None:
+    """Delete a view's table. Idempotent. One that is somebody else's stays."""
+    columns = await columns_of(connection, title, timeout_seconds)
+    if columns and columns[0]["comment"] == comment(view):
+        await connection.execute(f"DROP TABLE IF EXISTS {placed(title)}", timeout=timeout_seconds)
+
+
+async def used(connection: asyncpg.Connection, title: str, timeout_seconds: float) -> tuple[int, int]:
+    """Rows, as of the last publish, and bytes on disk of a table; zeros if there is none."""
+    row = await connection.fetchrow(_SIZE, PUBLIC, title, timeout=timeout_seconds)
+    return (row["rows"], row["bytes"]) if row else (0, 0)
 
 
 def online_table_of(view: Row) -> str:
@@ -177,16 +208,21 @@ def online_table_of(view: Row) -> str:
     return f"{view['project_name']}_{view['name']}_online".lower()
 
 
+def placed(title: str) -> str:
+    """A table of the public schema, as it stands in SQL."""
+    return f"{PUBLIC}.{quoted(title)}"
+
+
 def _online(view: Row) -> str:
-    return f"{PUBLIC}.{quoted(online_table_of(view))}"
+    return placed(online_table_of(view))
 
 
-def _fresh(view: Row) -> str:
+def fresh(view: Row) -> str:
     """A table that will take the place of the view's. Its name is seen by nobody: it ends with its transaction."""
     return f"{PUBLIC}.triglot_fresh_{int(view['id'])}"
 
 
-def _comment(view: Row) -> str:
+def comment(view: Row) -> str:
     """By what a table is known as one that was made for the view."""
     return f"Triglot: feature view {int(view['id'])}"
 
@@ -197,11 +233,12 @@ def _event_time(view: Row) -> str:
     return served.get(marked[0], "") if marked else ""
 
 
-def _definitions(columns: Sequence[tuple[str, str, str]]) -> str:
-    return ", ".join(f"{quoted(served)} {datatypes.parse(hive).postgres}" for _, served, hive in columns)
+def definitions(columns: Sequence[tuple[str, str]]) -> str:
+    """Names and Hive types of columns, as they stand where a table is made."""
+    return ", ".join(f"{quoted(served)} {datatypes.parse(hive).postgres}" for served, hive in columns)
 
 
-def _records(stream: bytes) -> list[tuple[Any, ...]]:
+def records_of(stream: bytes) -> list[tuple[Any, ...]]:
     """The rows of an Arrow IPC stream as asyncpg copies them."""
     table = pa.ipc.open_stream(stream).read_all()
     columns = []
@@ -223,7 +260,7 @@ def _json(value: Any, kind: pa.DataType) -> str:
     return orjson.dumps(dict(value) if pa.types.is_map(kind) else value, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _keys(keys: Sequence[str], kind: datatypes.DataType) -> dict[str, Any]:
+def keys_of(keys: Sequence[str], kind: datatypes.DataType) -> dict[str, Any]:
     """Keys by their texts, without those that no row can have."""
     if kind.kind in ("int", "bigint"):
         bound = 1 << (31 if kind.kind == "int" else 63)

@@ -9,7 +9,7 @@ from chassis import calls
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import fg_feature_pb2 as fg_pb
 from protos.gen.triglot.management.v1 import model_feature_pb2 as pb
-from services.management import audited, fg, fields, scripts
+from services.management import audited, fg, fields, scripts, sequences
 from services.management.inputs import (
     distinct,
     fetch_page,
@@ -142,8 +142,8 @@ class ModelFeatures:
         """Whether it fits the model feature. Raises NotFound, PermissionDenied."""
         row = await self._row(key)
         selected = await self._database.fetch(QUERIES.selected_features, row["id"])
-        sequences = (fields.loaded(each["view_fields"]) for each in selected if each["name"] is None)
-        parts = [field["name"] for columns in sequences for field in columns]
+        whole = (fields.loaded(each["view_fields"]) for each in selected if each["name"] is None)
+        parts = [field["name"] for columns in whole for field in columns]
         return list(fg.results(fg.loaded(row["fg"]), (each.name for each in _available(row, selected)), parts))
 
     async def available(self, key: str, part: str) -> list[fg_pb.AvailableFeature]:
@@ -198,18 +198,18 @@ async def _selection(connection: Connection, project_id: int, request: Any) -> _
     if len(request.features) > _MAX_FEATURES:
         raise invalid("Features", f"takes at most {_MAX_FEATURES} features")
     chosen = [(number("Features[].FeatureViewId", each.feature_view_id), each) for each in request.features]
-    sequences = [number("SequenceFeatureViewIds", key) for key in request.sequence_feature_view_ids]
-    ids = sorted({*(view_id for view_id, _ in chosen), *sequences})
+    whole = [number("SequenceFeatureViewIds", key) for key in request.sequence_feature_view_ids]
+    ids = sorted({*(view_id for view_id, _ in chosen), *whole})
     views = {row["id"]: row for row in await connection.fetch(QUERIES.share_feature_views, project_id, ids)}
     for view_id in ids:
         if view_id not in views:
             raise not_found("FeatureView", view_id)
-    known = {view_id: {field["name"] for field in fields.loaded(row["fields"])} for view_id, row in views.items()}
+    known = {view_id: _names(row) for view_id, row in views.items()}
     for view_id, each in chosen:
         if each.name not in known[view_id]:
             raise invalid("Features[].Name", f"{each.name!r} is no field of feature view {views[view_id]['name']}")
-    for view_id in sequences:
-        if views[view_id]["type"] != "Sequence":
+    for view_id in whole:
+        if views[view_id]["type"] != sequences.TYPE:
             raise invalid("SequenceFeatureViewIds", f"names {view_id}, which is of type {views[view_id]['type']}")
     distinct("Features", ((view_id, each.name) for view_id, each in chosen))
     selection = _Selection(
@@ -225,9 +225,15 @@ async def _selection(connection: Connection, project_id: int, request: Any) -> _
     distinct("Features[].AliasName", selection.seen_names())
     selection += [
         {"feature_view_id": view_id, "name": None, "alias_name": "", "prefix_name": "", "type": ""}
-        for view_id in dict.fromkeys(sequences)
+        for view_id in dict.fromkeys(whole)
     ]
     return selection
+
+
+def _names(view: Row) -> set[str]:
+    """What can be selected of a view: its fields, and sequences by their names offline, as in PAI, or online."""
+    names = {field["name"] for field in fields.loaded(view["fields"])}
+    return names | sequences.names_of(view["config"]) if view["type"] == sequences.TYPE else names
 
 
 async def _insert(connection: Connection, project_id: int, identifier: int, selection: _Selection) -> None:

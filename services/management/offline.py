@@ -5,6 +5,7 @@ A table is `<root>/<table>.parquet`, or the folder `<root>/<table>` with files i
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -248,6 +249,10 @@ def _is_table(entry: Path) -> bool:
     return entry.is_dir() or (entry.is_file() and entry.suffix == _SUFFIX)
 
 
+# What no file ever has.
+_LASTING = (errno.ENAMETOOLONG, errno.ELOOP)
+
+
 @contextmanager
 def readable() -> Iterator[None]:
     """Faults of files and their contents as our errors: what may pass is Unavailable, what will not InvalidArgument."""
@@ -258,6 +263,8 @@ def readable() -> Iterator[None]:
     except pa.ArrowException as error:
         raise errors.InvalidArgument(f"a file is not the Parquet that it should be: {_line(error)}") from None
     except OSError as error:
+        if error.errno in _LASTING:
+            raise errors.InvalidArgument(f"{_name(error)[:100]} can be no file: {_line(error)}") from None
         raise errors.Unavailable(f"{_name(error)} cannot be read: {_line(error)}", dependency="offline table") from None
 
 

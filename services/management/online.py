@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -24,14 +24,15 @@ from protos.gen.triglot.serving.v1 import (
     serving_service_pb2_grpc,
     value_pb2,
 )
-from services.management import hologres
+from services.management import behaviours, hologres, sequences
 from services.management.datasources import Datasources
 from services.management.hologres_rows import HologresRows
-from services.management.inputs import invalid
+from services.management.hologres_sequences import HologresSequences
 from services.management.publish import (
     GROUP_VERSION,
     OVERWRITE,
     WRITTEN_VERSION,
+    arrow_stream,
     features_of,
     group_of,
     time_to_live_seconds,
@@ -44,6 +45,7 @@ _ABSENT = ("FEATURE_GROUP_NOT_FOUND", "FEATURE_STORE_NOT_FOUND")
 _EPOCH = date(1970, 1, 1)
 _HOLOGRES_READS = 8
 _GROUPS_IN_A_CALL = 500
+_KEYS_IN_A_CALL = 1_000
 
 
 @dataclass(frozen=True)
@@ -82,27 +84,27 @@ class OnlineStore:
 
     async def check(self, view: Row) -> None:
         """Raises InvalidArgument unless rows of the view could be written. Connects to nothing."""
-        if _in_hologres(view):
+        if hologres.keeps(view):
             (await self._hologres(view)).check()
 
     async def ensure(self, view: Row) -> None:
         """Make a view's group or table, or confirm it. Raises AlreadyExists if it exists with other columns."""
-        if _in_hologres(view):
-            await (await self._hologres(view)).ensure(view)
+        if hologres.keeps(view):
+            await (await self._target(view)).ensure(view)
         else:
             await self._serving.ensure(group_of(view, self._own.ttl_unit))
 
     async def append(self, view: Row) -> None:
         """Give a view's group or table the columns that it lacks. Nothing before a publish. Idempotent."""
-        if _in_hologres(view):
-            await (await self._hologres(view)).append(view)
+        if hologres.keeps(view):
+            await (await self._target(view)).append(view)
         else:
             await self._serving.append(view)
 
     async def drop(self, view: Row) -> None:
         """Delete a view's rows. Idempotent."""
-        if _in_hologres(view):
-            await (await self._hologres(view)).drop(view)
+        if hologres.keeps(view):
+            await (await self._target(view)).drop(view)
         else:
             for version in versions_of(view):
                 await self._serving.drop(view, version)
@@ -117,59 +119,77 @@ class OnlineStore:
     ) -> int:
         """Write Arrow IPC streams; how many rows were written. If an Overwrite fails, the old rows stay. `confirm` is
         called, and may raise, before rows are shown that are not written batch by batch."""
-        if _in_hologres(view):
-            target = await self._hologres(view)
+        if hologres.keeps(view):
+            target = await self._target(view)
             return await target.write(view, mode, arrow_streams, timeout_seconds, confirm)
         return await self._serving.write(group_of(view, self._own.ttl_unit), mode, arrow_streams, timeout_seconds)
 
     async def read(self, view: Row, keys: Sequence[str]) -> list[str]:
         """A JSON object as text for each key that has a row, in the order of the keys. Nothing before a publish."""
-        if _in_hologres(view):
+        if hologres.keeps(view):
             async with self._turn:
                 lifetime = time_to_live_seconds(view, self._own.ttl_unit)
-                return await (await self._hologres(view)).read(view, keys, lifetime)
+                return await HologresRows(await self._hologres(view)).read(view, keys, lifetime)
         return [row for row in await self._serving.read(view, keys, GROUP_VERSION) if row is not None]
 
-    async def write_behaviours(self, view: Row, mode: str, arrow_streams: AsyncIterator[bytes]) -> None:
-        """Write behaviours of a Sequence view beside those that were published. Raises InvalidArgument if there is no
-        such place."""
-        if _in_hologres(view):
-            raise invalid("Rows", "cannot be written to a Sequence view that is kept in Hologres: publish its table")
+    async def write_behaviours(self, view: Row, mode: str, users: Mapping[Any, Sequence[dict[str, Any]]]) -> None:
+        """Write behaviours of a Sequence view beside those that were published: of each user, by columns, from the last
+        one to the first. Merge joins them with those that were written before. One call at a time for a view."""
+        if hologres.keeps(view):
+            await HologresSequences(await self._hologres(view)).write_behaviours(view, mode, users)
+            return
         group = group_of(view, self._own.ttl_unit, WRITTEN_VERSION)
         await self._serving.ensure(group)
-        await self._serving.write(group, mode, arrow_streams, calls.DEFAULT_TIMEOUT_SECONDS)
+        shows = sequences.behaviours_of(view)
+        kept = {key: [shows.kept(row) for row in rows] for key, rows in users.items()}
+        if mode != OVERWRITE.lower():
+            keys = [*kept]
+            for start in range(0, len(keys), _KEYS_IN_A_CALL):
+                some = keys[start : start + _KEYS_IN_A_CALL]
+                texts = await self._serving.read(view, [str(key) for key in some], WRITTEN_VERSION)
+                for key, text in zip(some, texts, strict=True):
+                    kept[key] += [] if text is None else orjson.loads(text)[sequences.BEHAVIOURS]
+        stream = _only(arrow_stream(behaviours.batch_of(view, kept)))
+        await self._serving.write(group, mode, stream, calls.DEFAULT_TIMEOUT_SECONDS)
 
-    async def written_behaviours(self, view: Row, keys: Sequence[str]) -> list[str | None]:
-        """A JSON object as text, or None, for each key: what of `write_behaviours` is there."""
-        return await self._serving.read(view, keys, WRITTEN_VERSION)
-
-    async def behaviours(self, view: Row, keys: Sequence[str]) -> list[list[str]]:
-        """Rows of a Sequence view for each key that has any: what was written row by row, then what was published."""
-        if _in_hologres(view):
-            return [[row] for row in await self.read(view, keys)]
-        written = await self.written_behaviours(view, keys)
+    async def behaviours(self, view: Row, keys: Sequence[str]) -> list[tuple[dict[str, Any], list[sequences.Kept]]]:
+        """Of each key that has any behaviours what else is in its row, and these: those that were written row by row,
+        then those that were published."""
+        if hologres.keeps(view):
+            async with self._turn:
+                return await HologresSequences(await self._hologres(view)).behaviours(view, keys)
+        written = await self._serving.read(view, keys, WRITTEN_VERSION)
         published = await self._serving.read(view, keys, GROUP_VERSION)
-        rows = [[row for row in pair if row is not None] for pair in zip(written, published, strict=True)]
-        return [each for each in rows if each]
+        found = []
+        for pair in zip(written, published, strict=True):
+            rows = [orjson.loads(row) for row in pair if row is not None]
+            kept = [each for row in rows for each in row.pop(sequences.BEHAVIOURS) or []]
+            if rows:
+                found.append((rows[0], kept))
+        return found
 
     async def uses(self, views: Sequence[Row], first: date, last: date) -> list[Use]:
         """What each view's rows take now, and their use from one day to another."""
-        served = [view for view in views if not _in_hologres(view)]
+        served = [view for view in views if not hologres.keeps(view)]
         found = dict(zip((view["id"] for view in served), await self._serving.uses(served, first, last), strict=True))
         for view in views:
-            if _in_hologres(view):
-                rows, size = await (await self._hologres(view)).use(view)
+            if hologres.keeps(view):
+                rows, size = await (await self._target(view)).use(view)
                 found[view["id"]] = Use(rows, disk_bytes=size)
         return [found[view["id"]] for view in views]
 
-    async def _hologres(self, view: Row) -> HologresRows:
+    async def _target(self, view: Row) -> HologresRows | HologresSequences:
+        database = await self._hologres(view)
+        return HologresSequences(database) if view["type"] == sequences.TYPE else HologresRows(database)
+
+    async def _hologres(self, view: Row) -> hologres.Hologres:
         _, uri, config = await self._datasources.whole(view["online_datasource_id"])
         own = self._own
-        return HologresRows(uri, config, own.datasource_hosts, own.check_timeout_seconds, own.publish_batch_rows)
+        return hologres.Hologres(uri, config, own.datasource_hosts, own.check_timeout_seconds, own.publish_batch_rows)
 
 
-def _in_hologres(view: Row) -> bool:
-    return bool(view["online_type"] == hologres.TYPE and not view["write_to_featuredb"])
+async def _only(item: bytes) -> AsyncIterator[bytes]:
+    yield item
 
 
 class ServingRows:
@@ -254,8 +274,8 @@ class ServingRows:
 
         async def messages() -> AsyncIterator[serving_service_pb2.WriteRowsRequest]:
             yield serving_service_pb2.WriteRowsRequest(header=header)
-            async for arrow_stream in arrow_streams:
-                yield serving_service_pb2.WriteRowsRequest(arrow_stream=arrow_stream)
+            async for stream in arrow_streams:
+                yield serving_service_pb2.WriteRowsRequest(arrow_stream=stream)
             yield serving_service_pb2.WriteRowsRequest(end=serving_service_pb2.WriteRowsEnd())
 
         reply = await calls.invoke(

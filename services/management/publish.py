@@ -22,7 +22,7 @@ from services.management.inputs import invalid, json_object, one_of
 from services.management.offline import File, Table, partition_chosen, readable
 from services.management.rows import Row
 
-SEQUENCE = "Sequence"
+SEQUENCE = sequences.TYPE
 OVERWRITE, MERGE = "Overwrite", "Merge"
 # Types whose rows are serving's own, and those that this service writes to itself.
 SERVED_TYPES = ("FeatureDB", "Redis")
@@ -30,7 +30,7 @@ ONLINE_TYPES = (*SERVED_TYPES, hologres.TYPE)
 GROUP_VERSION = 1
 # Of a Sequence view, the version of its group that holds what was written row by row.
 WRITTEN_VERSION = 2
-_TYPES = ("Batch", "Stream", "Sequence")
+_TYPES = ("Batch", "Stream", SEQUENCE)
 # What an event time can be written to: a point in time, or PAI's milliseconds since 1970.
 _TIMES = ("TIMESTAMP", "INT64")
 _SECONDS_OF_TTL = {"days": 86_400, "seconds": 1}
@@ -72,7 +72,8 @@ def mode_of(text: str) -> str:
 
 
 def check_online(view: Row) -> None:
-    """Raises InvalidArgument for a view that can have no online rows."""
+    """Raises InvalidArgument for a view that can have no online rows of its own."""
+    check_own(view)
     if not view["sync_online_table"]:
         raise invalid("FeatureViewId", "is a view with SyncOnlineTable false: it has no online table")
     if view["type"] not in _TYPES:
@@ -86,6 +87,14 @@ def check_online(view: Row) -> None:
             f"it publishes to {', '.join(ONLINE_TYPES)}, and to FeatureDB from a view with WriteToFeatureDB",
         )
     key_of(view)
+
+
+def check_own(view: Row) -> None:
+    """Raises InvalidArgument for a view that shows the behaviours of another one, and has none."""
+    if view["referenced_view_id"] is not None:
+        raise invalid(
+            "FeatureViewId", f"shows the behaviours of feature view {view['referenced_name']}: that is to be written"
+        )
 
 
 def event_time_of(view: Row, text: str) -> tuple[str, datetime] | None:

@@ -181,14 +181,18 @@ DELETE FROM management.feature_entity WHERE id = $1;
 -- name: insert_feature_view
 INSERT INTO management.feature_view
     (project_id, feature_entity_id, name, type, write_method, register_table, register_datasource_id, sync_online_table,
-     write_to_featuredb, ttl, tags, config, fields, owner)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id;
+     write_to_featuredb, ttl, tags, config, fields, owner, referenced_view_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING id;
 
 -- name: feature_view
 -- Primary keys.
 SELECT v.*, p.name AS project_name, p.feature_store, p.offline_datasource_id, p.offline_life_cycle,
-       p.online_datasource_id, online.type AS online_type, e.name AS entity_name, e.join_id, d.name AS register_datasource_name
+       p.online_datasource_id, online.type AS online_type, e.name AS entity_name, e.join_id, d.name AS register_datasource_name,
+       r.name AS referenced_name, r.config AS referenced_config, r.fields AS referenced_fields,
+       r.write_to_featuredb AS referenced_write_to_featuredb, r.register_table AS referenced_register_table,
+       r.register_datasource_id AS referenced_register_datasource_id
 FROM management.feature_view v
+LEFT JOIN management.feature_view r ON r.id = v.referenced_view_id
 JOIN management.project p ON p.id = v.project_id
 JOIN management.datasource online ON online.id = p.online_datasource_id
 LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
@@ -197,7 +201,15 @@ WHERE v.id = $1;
 
 -- name: share_feature_views
 -- feature_view_id_in_project. Keeps them from being deleted until the transaction ends.
-SELECT id, name, type, fields FROM management.feature_view WHERE project_id = $1 AND id = ANY($2::bigint[]) ORDER BY id FOR KEY SHARE;
+SELECT id, name, type, fields, config FROM management.feature_view WHERE project_id = $1 AND id = ANY($2::bigint[]) ORDER BY id FOR KEY SHARE;
+
+-- name: share_referenced_view
+-- feature_view_id_in_project. Keeps it from being deleted until the transaction ends.
+SELECT v.*, online.type AS online_type, e.join_id FROM management.feature_view v
+JOIN management.project p ON p.id = v.project_id
+JOIN management.datasource online ON online.id = p.online_datasource_id
+LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
+WHERE v.project_id = $1 AND v.id = $2 FOR KEY SHARE OF v;
 
 -- name: lock_feature_view
 -- Primary key; task_feature_view.
@@ -273,7 +285,7 @@ ORDER BY m.id, s.position;
 UPDATE management.feature_view SET fields = $2, modified_at = now() WHERE id = $1;
 
 -- name: delete_feature_view
--- Primary key; the foreign keys look at selected_feature_view and task_feature_view.
+-- Primary key; the foreign keys look at selected_feature_view, feature_view_referenced and task_feature_view.
 DELETE FROM management.feature_view WHERE id = $1;
 
 -- name: mark_synced
@@ -373,7 +385,10 @@ WHERE s.model_feature_id = $1 ORDER BY s.position;
 
 -- name: views_of_model
 -- Primary keys. Each view that a model feature takes from, in the order in which it first does.
-SELECT v.*, p.name AS project_name, p.offline_datasource_id, e.name AS entity_name, e.join_id, e.parent_id
+SELECT v.*, p.name AS project_name, p.offline_datasource_id, e.name AS entity_name, e.join_id, e.parent_id,
+       r.name AS referenced_name, r.config AS referenced_config, r.fields AS referenced_fields,
+       r.write_to_featuredb AS referenced_write_to_featuredb, r.register_table AS referenced_register_table,
+       r.register_datasource_id AS referenced_register_datasource_id
 FROM (
     SELECT feature_view_id, min(position) AS position
     FROM management.selected_feature WHERE model_feature_id = $1 GROUP BY feature_view_id
@@ -381,6 +396,7 @@ FROM (
 JOIN management.feature_view v ON v.id = taken.feature_view_id
 JOIN management.project p ON p.id = v.project_id
 LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
+LEFT JOIN management.feature_view r ON r.id = v.referenced_view_id
 ORDER BY taken.position;
 
 -- name: list_model_features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ class Row(Protocol):
     """A row by the names of its columns."""
 
     def __getitem__(self, column: str, /) -> Any: ...
+    def get(self, column: str, /) -> Any: ...
+    def keys(self) -> Iterable[str]: ...
 
 
 def timestamp(at: datetime | None) -> Timestamp | None:

@@ -1,6 +1,10 @@
 """Sequence views: what their Config says, and sequences of a user's behaviours, newest first, as PAI's SDKs show them.
 
 A sequence S of items is a text, items parted by `;`. `S__event`, `S__ts` and so on are of the same length and order.
+
+What a sequence shows is found in the order in which PAI's stores and SDKs do it: of behaviours that are equal in what
+must be unique the newest stays, of those the newest `seq_len` are taken, and what of these was not played for long
+enough is left out. So what is kept of two sets of behaviours is what would be kept of both together.
 """
 
 from __future__ import annotations
@@ -8,7 +12,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +21,27 @@ import orjson
 import pyarrow.parquet as pq
 
 from chassis import datatypes, errors
-from services.management import fields
-from services.management.inputs import json_object
+from services.management import fields, hologres
+from services.management.inputs import invalid, json_object
 from services.management.offline import File, Table
 from services.management.rows import Row
 from services.management.workspace import Time, Workspace, cast, quoted, time_of
 
+TYPE = "Sequence"
 MAX_LENGTH = 10_000
+FULL_SEQUENCE, ONLY_BEHAVIOR = "full_sequence", "only_behavior"
+# So many behaviours of each event are kept of each user where only behaviours are asked for, and not how many.
+_KEPT = 1_000
 # The column of a view's online rows that holds a user's behaviours, newest first.
 BEHAVIOURS = "behaviours"
 _BY_ITEM = ("user_id", "item_id", "event")
 _SEPARATOR = ";"
 # Of behaviours at the same time the one that was written last is the newest.
 _NEWEST = "t DESC, part DESC, ordinal DESC, file_row_number DESC"
+_OLDEST = "t, part, ordinal, file_row_number"
+
+# A behaviour as it is kept in a user's row online: item, event, time in seconds, play_time, more_0 and so on.
+Kept = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,20 @@ class Config:
     unique: Sequence[str]
     # The column that is one of these besides item and event; empty if there is none.
     custom: str
-    # A behaviour of an event counts only if it was played for longer than this.
+    # A behaviour of an event is shown only if it was played for longer than this.
     play_times: Mapping[str, float]
+    # There are no sequences: the behaviours themselves are shown.
+    only_behaviours: bool
+    # So many behaviours of each event are kept, besides those that sequences show.
+    kept: int
+
+    @property
+    def windows(self) -> list[tuple[Sequence[str], int, bool]]:
+        """What is kept of each user: events (none: all), and how many of the newest, of all of these or of each."""
+        # Items that are grouped are shown with all their events: so many of each are needed.
+        each = bool(self.custom)
+        shown = [(wanted.events, wanted.length, each) for wanted in self.sequences]
+        return [*shown, *([((), self.kept, True)] if self.kept else [])]
 
 
 def config_of(view: Row) -> Config:
@@ -73,10 +98,17 @@ def config_of(view: Row) -> Config:
             raise _unusable(view, f"needs {name}")
         return value
 
-    listed = given.get("seq_config")
-    if not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):
+    mode = text("registration_mode") or FULL_SEQUENCE
+    if mode not in (FULL_SEQUENCE, ONLY_BEHAVIOR):
+        raise _unusable(view, f"needs a registration_mode of {FULL_SEQUENCE} or {ONLY_BEHAVIOR}")
+    only_behaviours = mode == ONLY_BEHAVIOR
+    listed = [] if only_behaviours else given.get("seq_config")
+    if not isinstance(listed, list) or not (listed or only_behaviours) or not all(isinstance(x, dict) for x in listed):
         raise _unusable(view, "needs seq_config, a list")
-    table = text("offline_seq_table_name")
+    kept = given.get("seq_len_online") or 0
+    if not isinstance(kept, int) or isinstance(kept, bool) or not 0 <= kept <= MAX_LENGTH:
+        raise _unusable(view, f"needs a seq_len_online of 1 to {MAX_LENGTH}, or none")
+    table = "" if only_behaviours else text("offline_seq_table_name")
     play_times = _play_times(view, text("play_time_filter"))
     item, event, time = (text(name, not table) for name in ("item_id_field", "event_field", "timestamp_field"))
     return Config(
@@ -91,6 +123,8 @@ def config_of(view: Row) -> Config:
         unique=(unique := _unique(view, given, item, event, time)),
         custom="".join(unique[2:]) if unique[2:] != [time] else "",
         play_times=play_times,
+        only_behaviours=only_behaviours,
+        kept=kept or (_KEPT if only_behaviours else 0),
     )
 
 
@@ -111,6 +145,8 @@ def _wanted(view: Row, given: dict[str, Any]) -> Wanted:
 def _unique(view: Row, given: dict[str, Any], item: str, event: str, time: str) -> list[str]:
     method = given.get("deduplication_method") or list(_BY_ITEM)
     custom = given.get("custom_deduplication_field") or ""
+    if not isinstance(custom, str) or custom in (item, event, time):
+        raise _unusable(view, "needs another field as custom_deduplication_field, or none")
     if method == list(_BY_ITEM):
         return [item, event, *([custom] if custom else [])]
     if method == [*_BY_ITEM, "timestamp"]:
@@ -144,12 +180,35 @@ def output_of(view: Row) -> list[tuple[str, str]]:
     return [(name, name) for name in behaviours_of(view).names]
 
 
+def names_of(text: str) -> set[str]:
+    """What a Config, usable or not, calls sequences, offline and online."""
+    listed = json_object("Config", text).get("seq_config")
+    given = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    names = (each.get(name) for each in given for name in ("offline_seq_name", "online_seq_name"))
+    return {name for name in names if isinstance(name, str) and name}
+
+
+def column_of(view: Row, name: str) -> str:
+    """The column, in what is joined, of a sequence by its name offline or online. Raises InvalidArgument."""
+    config = config_of(view)
+    for each in config.sequences:
+        if name in (each.offline_name, each.name):
+            return each.offline_name if config.offline_table else each.name
+    raise errors.InvalidArgument(
+        f"{name} is no sequence of view {view['name']}, and cannot be joined", field="Features"
+    )
+
+
 @dataclass(frozen=True)
 class Behaviours:
     """A table of behaviours, a row for each, and the sequences that are made of it."""
 
     key: str
     config: Config
+    # The PAI types of what the view has as fields, but for its partitions.
+    fields: Mapping[str, str]
+    # What else is kept of a behaviour, besides its key, item, event, time and play time.
+    more: Sequence[str]
 
     @property
     def time(self) -> str:
@@ -159,21 +218,30 @@ class Behaviours:
     @property
     def columns(self) -> list[str]:
         """What is read of the table."""
-        more = (name for wanted in self.config.sequences for name in wanted.more)
         config = self.config
-        told = (self.key, config.item, config.event, config.time, config.play_time, *config.unique, *more)
+        told = (self.key, config.item, config.event, config.time, config.play_time, *config.unique, *self.more)
         return list(dict.fromkeys(name for name in told if name))
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The PAI type of each of these and of each field. What is no field is taken as what sequences show of it."""
+        told = dict.fromkeys(self.columns, "STRING") | {self.config.time: "INT64"}
+        if self.config.play_time:
+            told[self.config.play_time] = "DOUBLE"
+        return told | dict(self.fields)
+
+    @property
+    def table_columns(self) -> list[tuple[str, str]]:
+        """Name and Hive type of each column of a table online that has a row for each behaviour."""
+        kinds = self.kinds | {self.config.time: "INT64"}
+        if self.config.play_time:
+            kinds[self.config.play_time] = "DOUBLE"
+        return [(name, datatypes.hive_of_pai(kinds[name])) for name in self.columns]
 
     @property
     def names(self) -> list[str]:
         """The columns of the sequences."""
         return [name for wanted in self.config.sequences for name, _ in self._told(wanted)]
-
-    @property
-    def more(self) -> list[str]:
-        """What else is kept of a behaviour, of all sequences."""
-        told = (name for wanted in self.config.sequences for name in wanted.more)
-        return list(dict.fromkeys([*filter(None, [self.config.custom]), *told]))
 
     @property
     def online_kind(self) -> str:
@@ -182,85 +250,133 @@ class Behaviours:
         return f"array<struct<item:string,event:string,time:bigint,play_time:double{more}>>"
 
     def online_sql(self, key: str) -> str:
-        """DuckDB's statement that makes of table `b` a row for each key, with those behaviours that sequences show."""
-        unique = ", ".join(_column(name) for name in self.config.unique)
-        event = _text_of(self.config.event)
-        places, shown = [], []
-        each = f", {event}" if self.config.custom else ""  # as `newest` has it
-        for number, wanted in enumerate(self.config.sequences):
-            told = f"{event} IN ({_texts(wanted.events)})" if wanted.events else "true"
-            places.append(f"row_number() OVER (PARTITION BY k, {told}{each} ORDER BY {_NEWEST}) AS p{number}")
-            shown.append(f"({told} AND p{number} <= {wanted.length})")
-        play_time = f"CAST({_column(self.config.play_time)} AS DOUBLE)" if self.config.play_time else "NULL::DOUBLE"
+        """DuckDB's statement that makes of table `b` a row for each key, with those behaviours that are kept."""
         more = "".join(f", more_{number} := {_text_of(name)}" for number, name in enumerate(self.more))
         return (
-            f"SELECT k AS {key}, list(struct_pack(item := {_text_of(self.config.item)}, event := {event}, "  # noqa: S608
-            f'"time" := t // 1000000, play_time := {play_time}{more}) ORDER BY {_NEWEST}) AS {BEHAVIOURS} '
-            f"FROM (SELECT *, {', '.join(places)} FROM (SELECT * FROM b "
-            f"WHERE k IS NOT NULL AND t IS NOT NULL AND {_column(self.config.item)} IS NOT NULL{self._long_enough} "
-            f"QUALIFY row_number() OVER (PARTITION BY k, {unique} ORDER BY {_NEWEST}) = 1)) "
-            f"WHERE {' OR '.join(shown)} GROUP BY k"
+            f"SELECT k AS {key}, list(struct_pack(item := {_text_of(self.config.item)}, "  # noqa: S608
+            f'event := {_text_of(self.config.event)}, "time" := t // 1000000, play_time := {self._play_time}{more}) '
+            f"ORDER BY {_NEWEST}) AS {BEHAVIOURS} FROM ({self._kept_sql}) GROUP BY k"
+        )
+
+    def table_sql(self) -> str:
+        """DuckDB's statement that makes of table `b` a row for each behaviour that is kept, the newest one last."""
+        own = {self.key: "k", self.config.time: "t // 1000000"}
+        if self.config.play_time:
+            own[self.config.play_time] = self._play_time
+        columns = (f"{own.get(name) or _column(name)} AS {quoted(name)}" for name, _ in self.table_columns)
+        return f"SELECT {', '.join(columns)} FROM ({self._kept_sql}) ORDER BY {_OLDEST}"  # noqa: S608
+
+    @property
+    def _kept_sql(self) -> str:
+        """The rows of table `b` that are kept."""
+        event = _text_of(self.config.event)
+        places, kept = [], []
+        for number, (events, length, each) in enumerate(self.config.windows):
+            told = f"{event} IN ({_texts(events)})" if events else "true"
+            partition = f"k, {told}{f', {event}' if each else ''}"
+            places.append(f"row_number() OVER (PARTITION BY {partition} ORDER BY {_NEWEST}) AS p{number}")
+            kept.append(f"({told} AND p{number} <= {length})")
+        return (
+            f"SELECT * FROM (SELECT *, {', '.join(places)} FROM (SELECT * FROM b "  # noqa: S608
+            f"WHERE k IS NOT NULL AND t IS NOT NULL AND {self._whole} "
+            f"QUALIFY row_number() OVER (PARTITION BY k, {self._unique} ORDER BY {_NEWEST}) = 1)) "
+            f"WHERE {' OR '.join(kept)}"
+        )
+
+    @property
+    def _whole(self) -> str:
+        """The condition on rows of `b` that they say what was done with what."""
+        return " AND ".join(f"coalesce({_text_of(name)}, '') <> ''" for name in (self.config.item, self.config.event))
+
+    @property
+    def _unique(self) -> str:
+        return ", ".join("t // 1000000" if name == self.time else _column(name) for name in self.config.unique)
+
+    @property
+    def _play_time(self) -> str:
+        """For how long it was played; 0 where that is not known, as PAI's stores have it."""
+        return (
+            f"coalesce(CAST({_column(self.config.play_time)} AS DOUBLE), 0)" if self.config.play_time else "0::DOUBLE"
         )
 
     @property
     def _long_enough(self) -> str:
         """The condition on rows of `b` that says what `play_times` says."""
-        event, play_time = _text_of(self.config.event), f"coalesce(CAST({_column(self.config.play_time)} AS DOUBLE), 0)"
+        event = _text_of(self.config.event)
         return "".join(
-            f" AND NOT coalesce({event} = {_texts([name])} AND {play_time} <= {bound!r}, false)"
+            f" AND NOT ({event} = {_texts([name])} AND {self._play_time} <= {bound!r})"
             for name, bound in self.config.play_times.items()
         )
 
-    def newest(self, behaviours: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Of a user's behaviours as they are kept online those that sequences show, newest first; of two at the same
-        time the one that is given first is the newer one. `online_sql` says the same."""
+    def kept(self, row: Mapping[str, Any]) -> Kept:
+        """A behaviour, given by its columns, as it is kept in a user's row online."""
+        play_time = row[self.config.play_time] if self.config.play_time else None
+        return {
+            "item": _text(row[self.config.item]),
+            "event": _text(row[self.config.event]),
+            "time": _seconds(row[self.config.time]),
+            "play_time": float(play_time or 0),
+            **{f"more_{number}": _text(row[name]) for number, name in enumerate(self.more)},
+        }
+
+    def newest(self, behaviours: Iterable[Kept]) -> list[Kept]:
+        """Of a user's behaviours as they are kept online those that are kept, newest first; of two at the same time the
+        one that is given first is the newer one. `online_sql` says the same."""
         config = self.config
         custom = f"more_{self.more.index(config.custom)}" if config.custom else ""
         names = ["item", "event", *([custom] if custom else []), *(["time"] if config.time in config.unique else [])]
-        unique: dict[tuple[Any, ...], dict[str, Any]] = {}
+        unique: dict[tuple[Any, ...], Kept] = {}
         for each in sorted(behaviours, key=lambda each: -each["time"]):
-            bound = config.play_times.get(each["event"])
-            if bound is None or (each["play_time"] or 0) > bound:
-                unique.setdefault(tuple(each[name] for name in names), each)
-        counts: Counter[tuple[int, Any]] = Counter()
-        found = []
-        for each in unique.values():
-            shown = False
-            for number, wanted in enumerate(config.sequences):
-                # Items that are grouped are shown with all their events: so many of each are needed.
-                place = (number, each["event"] if custom else None)
-                if not wanted.events or each["event"] in wanted.events:
-                    counts[place] += 1
-                    shown |= counts[place] <= wanted.length
-            if shown:
-                found.append(each)
-        return found
+            unique.setdefault(tuple(each[name] for name in names), each)
+        kept = {id(each) for window in config.windows for each in _within(unique.values(), *window)}
+        return [each for each in unique.values() if id(each) in kept]
 
-    def shown(self, rows: Sequence[str], now_seconds: int, *, grouped: bool) -> str:
-        """A user's rows as they are kept online, those of the newest behaviours first, as PAI's SDKs show them: JSON.
+    def shown(
+        self, row: Mapping[str, Any], behaviours: Iterable[Kept], now_seconds: int, *, grouped: bool
+    ) -> list[str]:
+        """A user's behaviours as they are kept online, those that were written last first, as PAI's SDKs show them: a
+        JSON text that begins with `row`, or, where only behaviours are asked for, one for each of them.
 
         Grouped, which takes a `custom_deduplication_field`: behaviours that are equal in it and in the item are one,
         with the events joined by `|` and the rest as the newest of them has it.
         """
-        kept: list[dict[str, Any]] = [orjson.loads(row) for row in rows]
-        behaviours = self.newest(each for row in kept for each in row.pop(BEHAVIOURS) or [])
-        found: dict[str, Any] = kept[0]
+        newest = self.newest(behaviours)
+        if self.config.only_behaviours:
+            found = [each for each in newest if self._is_long_enough(each)]
+            return [orjson.dumps({**row, **dict(self._fields(each))}).decode() for each in found]
+        columns = dict(row)
         custom = self.config.custom if grouped else ""
         for wanted in self.config.sequences:
-            some = [each for each in behaviours if not wanted.events or each["event"] in wanted.events]
-            fields = dict(self._fields(wanted))
+            some = _within(newest, wanted.events, wanted.length, bool(custom))
+            some = [each for each in some if self._is_long_enough(each)]
+            fields = dict(self._parts(wanted))
             if custom:
                 field = f"more_{self.more.index(custom)}"
                 some = _grouped(some, field)
                 fields[f"{wanted.name}__{custom}"] = field
             for name, field in fields.items():
-                found[name] = _SEPARATOR.join(_told(each, field, now_seconds) for each in some[: wanted.length])
-        return orjson.dumps(found).decode()
+                columns[name] = _SEPARATOR.join(_told(each, field, now_seconds) for each in some[: wanted.length])
+        return [orjson.dumps(columns).decode()]
 
-    def _fields(self, wanted: Wanted) -> Iterator[tuple[str, str]]:
+    def _is_long_enough(self, behaviour: Kept) -> bool:
+        bound = self.config.play_times.get(behaviour["event"])
+        return bound is None or not (behaviour["play_time"] or 0) <= bound
+
+    def _fields(self, behaviour: Kept) -> Iterator[tuple[str, Any]]:
+        """What is known of a behaviour, as its fields."""
+        config, kinds = self.config, self.kinds
+        yield config.item, _typed(behaviour["item"], kinds[config.item])
+        yield config.event, _typed(behaviour["event"], kinds[config.event])
+        yield config.time, behaviour["time"]
+        if config.play_time:
+            yield config.play_time, behaviour["play_time"]
+        for number, name in enumerate(self.more):
+            yield name, _typed(behaviour[f"more_{number}"], kinds[name])
+
+    def _parts(self, wanted: Wanted) -> Iterator[tuple[str, str]]:
         """The columns of a sequence, and which field of a behaviour online each shows."""
         fixed = ["item", "event", "item", "time", *(["play_time"] if self.config.play_time else []), "ts"]
-        more = [f"more_{self.more.index(name)}" for name in wanted.more]
+        more = [f"more_{self.more.index(name)}" for name in self._else(wanted)]
         for (name, _), field in zip(self._told(wanted), [*fixed, *more], strict=True):
             yield name, field
 
@@ -271,14 +387,9 @@ class Behaviours:
         """
         bound = f" AND b.t >= asked.t - {oldest_seconds * 1_000_000}" if oldest_seconds else ""
         ours = "b.k" if own_key == "k" else "CAST(b.k AS VARCHAR)"
-        unique = ", ".join(_column(name) for name in self.config.unique)
         parts, joins, shown = [], [], []
         for number, wanted in enumerate(self.config.sequences):
-            events = (
-                f" AND CAST({_column(self.config.event)} AS VARCHAR) IN ({_texts(wanted.events)})"
-                if wanted.events
-                else ""
-            )
+            events = f" AND {_text_of(self.config.event)} IN ({_texts(wanted.events)})" if wanted.events else ""
             told = ", ".join(
                 f"string_agg(coalesce({value}, ''), '{_SEPARATOR}' ORDER BY place) AS {_column(name)}"
                 for name, value in self._told(wanted)
@@ -286,9 +397,9 @@ class Behaviours:
             parts.append(
                 f"q{number} AS (SELECT at_k, at_t, {told} FROM ("  # noqa: S608 - quoted names and texts
                 f"SELECT *, row_number() OVER (PARTITION BY at_k, at_t ORDER BY {_NEWEST}) AS place FROM ("
-                f"SELECT * FROM seen WHERE {_column(self.config.item)} IS NOT NULL{events}{self._long_enough} "
-                f"QUALIFY row_number() OVER (PARTITION BY at_k, at_t, {unique} ORDER BY {_NEWEST}) = 1)) "
-                f"WHERE place <= {wanted.length} GROUP BY at_k, at_t)"
+                f"SELECT * FROM seen WHERE {self._whole}{events} "
+                f"QUALIFY row_number() OVER (PARTITION BY at_k, at_t, {self._unique} ORDER BY {_NEWEST}) = 1)) "
+                f"WHERE place <= {wanted.length}{self._long_enough} GROUP BY at_k, at_t)"
             )
             joins.append(f" LEFT JOIN q{number} ON asked.k = q{number}.at_k AND asked.t = q{number}.at_t")
             shown += [f"q{number}.{_column(name)}" for name, _ in self._told(wanted)]
@@ -308,49 +419,128 @@ class Behaviours:
         yield f"{name}__{config.item}", _text_of(config.item)
         yield f"{name}__{config.time}", "CAST(t // 1000000 AS VARCHAR)"
         if config.play_time:
-            yield f"{name}__{config.play_time}", f"printf('%.2f', CAST({_column(config.play_time)} AS DOUBLE))"
+            yield f"{name}__{config.play_time}", f"printf('%.2f', {self._play_time})"
         yield f"{name}__ts", "CAST((at_t - t) // 1000000 AS VARCHAR)"
-        for more in wanted.more:
+        for more in self._else(wanted):
             yield f"{name}__{more}", _text_of(more)
+
+    def _else(self, wanted: Wanted) -> list[str]:
+        """What is told of a sequence besides what is told of each."""
+        config = self.config
+        fixed = (config.item, config.event, config.time, config.play_time, "ts")
+        return [name for name in dict.fromkeys(wanted.more) if name not in fixed]
+
+
+def _within(behaviours: Iterable[Kept], events: Sequence[str], length: int, each: bool) -> list[Kept]:
+    """The first `length` of those of the events (none: of all), or of each event of these."""
+    counts: Counter[str] = Counter()
+    found = []
+    for behaviour in behaviours:
+        if not events or behaviour["event"] in events:
+            place = behaviour["event"] if each else ""
+            counts[place] += 1
+            if counts[place] <= length:
+                found.append(behaviour)
+    return found
 
 
 def online_columns(view: Row) -> list[tuple[str, str, str]]:
-    """Name in what is made for publishing, name online and Hive type of each column of a view's online rows."""
+    """Name in what is made for publishing, name online and Hive type of each column of what a view has online."""
     behaviours = behaviours_of(view)
+    if hologres.keeps(view):
+        return [(name, name, kind) for name, kind in behaviours.table_columns]
     kinds = {each["name"]: each["type"] for each in fields.loaded(view["fields"])}
     key = datatypes.hive_of_pai(kinds[behaviours.key])
     return [(behaviours.key, view["join_id"], key), (BEHAVIOURS, BEHAVIOURS, behaviours.online_kind)]
 
 
 def gathered(view: Row, table: Table, partitions: Mapping[str, Any], workspace: Workspace, path: Path) -> Table:
-    """The behaviours of a view's table as a table to publish: a row for each user. Blocks."""
+    """The behaviours of a view's table as a table to publish: a row for each user, or for each of them. Blocks."""
     behaviours = behaviours_of(view)
-    kinds = {each["name"]: each["type"] for each in fields.loaded(view["fields"])}
+    known = {each["name"]: each["type"] for each in fields.loaded(view["fields"])}
+    by_row = hologres.keeps(view)
     with workspace.opened():
         columns = [
-            f"{cast(behaviours.key, kinds[behaviours.key], table)} AS k",
+            f"{cast(behaviours.key, known[behaviours.key], table)} AS k",
             f"{time_of(Time(behaviours.time, seconds=True), table)} AS t",
-            *(f"{quoted(name)} AS {_column(name)}" for name in behaviours.columns),
+            *(
+                f"{cast(name, known.get(name, '') if by_row else '', table)} AS {_column(name)}"
+                for name in behaviours.columns
+            ),
             "0 AS part, ordinal, file_row_number",
         ]
         source = workspace.rows_of(0, table) + workspace.where(partitions, table)
         workspace.run(f"CREATE TABLE b AS SELECT {', '.join(columns)} FROM {source}")  # noqa: S608
-        workspace.run(
-            f"COPY ({behaviours.online_sql(quoted(behaviours.key))}) TO ? (FORMAT parquet, ROW_GROUP_SIZE 10000)",
-            [str(path)],
-        )
+        made = behaviours.table_sql() if by_row else behaviours.online_sql(quoted(behaviours.key))
+        workspace.run(f"COPY ({made}) TO ? (FORMAT parquet, ROW_GROUP_SIZE 10000)", [str(path)])
     return Table(table.name, (File(path, {}, table.name),), pq.read_schema(path), ())
+
+
+def referenced(text: str) -> tuple[int, str] | None:
+    """Id and name of the view that a Config refers to. PAI's SDKs go by the id, and then by the name. Raises
+    InvalidArgument."""
+    given = json_object("Config", text)
+    identifier, title = given.get("referenced_feature_view_id") or 0, given.get("referenced_feature_view_name") or ""
+    if not isinstance(identifier, int) or isinstance(identifier, bool) or identifier < 0:
+        raise invalid("Config", "needs a number as referenced_feature_view_id")
+    if not isinstance(title, str) or (title and not identifier):
+        raise invalid("Config", "needs a referenced_feature_view_id where it has a referenced_feature_view_name")
+    return (identifier, title) if identifier else None
+
+
+def check_referenced(view: Row, source: Row) -> None:
+    """Raises InvalidArgument unless the one view, which is being made, can show the behaviours of the other one."""
+    what = f"cannot refer to feature view {source['name']}, which"
+    if source["type"] != TYPE:
+        raise invalid("Config", f"{what} is of type {source['type']}")
+    if source["referenced_view_id"] is not None:
+        raise invalid("Config", f"{what} refers to another one itself")
+    if source["feature_entity_id"] != view["feature_entity_id"]:
+        raise invalid("Config", f"{what} has another feature entity")
+    config, own = behaviours_of(source), config_of(view)
+    for name in ("item", "event", "time", "play_time", "unique"):
+        here, there = getattr(own, name), getattr(config.config, name)
+        if here != there or not (there or name == "play_time"):
+            raise invalid("Config", f"{what} has {there or 'nothing'} where it has {here or 'nothing'}")
+    for name in (name for wanted in own.sequences for name in wanted.more):
+        if name not in config.columns and name != "ts":
+            raise invalid("Config", f"{what} keeps no {name}")
+
+
+def source_of(view: Row) -> Row:
+    """The view whose behaviours a view shows: the one that its Config refers to, or itself."""
+    if view["referenced_view_id"] is None:
+        return view
+    refers = {name: view[f"referenced_{name}"] for name in ("name", "config", "fields", "write_to_featuredb")}
+    place = {name: view[f"referenced_{name}"] for name in ("register_table", "register_datasource_id")}
+    return {**view, **refers, **place, "id": view["referenced_view_id"], "referenced_view_id": None}
 
 
 def behaviours_of(view: Row) -> Behaviours:
     """Raises InvalidArgument for a view without a key, or with an unusable Config."""
-    known = fields.loaded(view["fields"])
+    source = source_of(view)
+    known = fields.loaded(source["fields"])
     keys = fields.having(known, fields.PRIMARY_KEY) or [
         each["name"] for each in known if each["name"] == view["join_id"]
     ]
     if not keys:
-        raise errors.InvalidArgument(f"view {view['name']} has no primary key", field="FeatureViewId")
-    return Behaviours(keys[0], config_of(view))
+        raise errors.InvalidArgument(f"view {source['name']} has no primary key", field="FeatureViewId")
+    config = config_of(source)
+    told = [name for name in (keys[0], config.item, config.event, config.time, config.play_time, config.custom) if name]
+    if len(set(told)) < len(told):
+        raise _unusable(source, f"needs one field for each of key, item, event, times and what is unique, not {told}")
+    kinds = {each["name"]: each["type"] for each in known if fields.PARTITION not in each["attributes"]}
+    told = [config.custom, *(name for wanted in config.sequences for name in wanted.more)]
+    if config.only_behaviours or hologres.keeps(view):
+        told += kinds
+    fixed = ("", keys[0], config.item, config.event, config.time, config.play_time)
+    more = [name for name in dict.fromkeys(told) if name not in fixed]
+    if source is not view:
+        own = config_of(view)
+        config = replace(
+            own, custom=config.custom, unique=config.unique, offline_table=own.offline_table, kept=MAX_LENGTH
+        )
+    return Behaviours(keys[0], config, kinds, more)
 
 
 def _grouped(behaviours: Iterable[dict[str, Any]], field: str) -> list[dict[str, Any]]:
@@ -372,6 +562,32 @@ def _told(behaviour: Mapping[str, Any], field: str, now_seconds: int) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" if field == "play_time" else str(value)
+
+
+def _text(value: Any) -> str | None:
+    """A value as DuckDB casts it to a text."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ")
+    return str(value)
+
+
+def _seconds(value: Any) -> int:
+    return value if isinstance(value, int) else int(value.timestamp())
+
+
+def _typed(text: str | None, kind: str) -> Any:
+    """The value of which `_text` made a text; what is neither number nor boolean stays one."""
+    if text is None:
+        return None
+    if kind in ("INT32", "INT64"):
+        return int(text)
+    if kind in ("FLOAT", "DOUBLE"):
+        return float(text)
+    return text == "true" if kind == "BOOLEAN" else text
 
 
 def _text_of(name: str) -> str:

@@ -8,8 +8,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import orjson
-
 from chassis import calls
 from chassis.postgres import Database
 from protos.gen.triglot.management.v1 import datasource_pb2 as ds
@@ -263,6 +261,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         if bool(request.rows) == request.HasField("url_datasource"):
             raise invalid("UrlDatasource", "is required, or Rows, and not both")
         view = await self._views.row(request.feature_view_id)
+        publish.check_own(view)
         if request.rows:
             await self._write_rows(view, request)
             return fv.WriteFeatureViewTableResponse()
@@ -289,16 +288,7 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         """Join the behaviours of a request with those of the same users that were written before."""
         # One at a time for a view: what each of two would read and write back would lack the other's.
         async with self._views.writing(view, alone=True) as held:
-            users = behaviours.given(held, texts)
-            if mode == publish.MERGE.lower():
-                keys = [*users]
-                for start in range(0, len(keys), _MAX_JOIN_IDS):
-                    some = keys[start : start + _MAX_JOIN_IDS]
-                    rows = await self._online.written_behaviours(held, [str(key) for key in some])
-                    for key, row in zip(some, rows, strict=True):
-                        users[key] += orjson.loads(row)[sequences.BEHAVIOURS] if row is not None else []
-            batch = behaviours.batch_of(held, users)
-            await self._online.write_behaviours(held, mode, _only(publish.arrow_stream(batch)))
+            await self._online.write_behaviours(held, mode, behaviours.given(held, texts))
 
     async def ListFeatureViewOnlineFeatures(
         self, request: fv.ListFeatureViewOnlineFeaturesRequest, context: Any
@@ -319,11 +309,11 @@ class ManagementService(management_service_pb2_grpc.ManagementServiceServicer):
         grouped = json_object("Config", request.config).get("dlrm_hstu", False)
         if not isinstance(grouped, bool):
             raise invalid("Config", "needs true or false as dlrm_hstu")
-        users = await self._online.behaviours(view, request.join_ids)
+        users = await self._online.behaviours(sequences.source_of(view), request.join_ids)
         if not users:
             return []  # Whatever is wrong with its own Config: nothing was ever written.
         shows, now = sequences.behaviours_of(view), int(time.time())
-        return [shows.shown(rows, now, grouped=grouped) for rows in users]
+        return [text for row, kept in users for text in shows.shown(row, kept, now, grouped=grouped)]
 
     async def ListFeatureViewRelationships(
         self, request: fv.ListFeatureViewRelationshipsRequest, context: Any

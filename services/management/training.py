@@ -195,7 +195,7 @@ class _Planner:
 
     def _join(self, view: Row, key: Key) -> Join:
         settings = self._settings(view)
-        if view["type"] == "Sequence":
+        if view["type"] == sequences.TYPE:
             return self._sequence_join(view, key, settings)
         known = {each["name"]: each for each in fields.loaded(view["fields"])}
         marked = fields.having(known.values(), fields.PRIMARY_KEY)
@@ -231,6 +231,8 @@ class _Planner:
 
     def _sequence_join(self, view: Row, key: Key, settings: Mapping[str, Any]) -> Join:
         config = sequences.config_of(view)
+        if config.only_behaviours:
+            raise errors.InvalidArgument(f"view {view['name']} cannot be joined: it has behaviours, and no sequences")
         if config.offline_table:
             columns = {each.offline_name: "STRING" for each in config.sequences}
             needed = [config.offline_key, config.offline_time, *columns]
@@ -241,9 +243,9 @@ class _Planner:
                 time=Time(config.offline_time), columns=columns, equal=settings["equal"],
                 oldest_seconds=self._oldest(view),
             )  # fmt: skip
-        behaviours = sequences.behaviours_of(view)
+        behaviours, source = sequences.behaviours_of(view), sequences.source_of(view)
         return Join(
-            name=view["name"], readings=self._readings(view, settings, behaviours.columns), key=key,
+            name=view["name"], readings=self._readings(source, settings, behaviours.columns), key=key,
             key_column=behaviours.key, key_kind="STRING", time=Time(behaviours.time, seconds=True),
             columns=dict.fromkeys(behaviours.names, "STRING"), oldest_seconds=self._oldest(view),
             behaviours=behaviours,
@@ -292,11 +294,13 @@ class _Planner:
         names: list[str] = []
         for each in self._selected:
             position = self._joined[each["feature_view_id"]]
-            if each["name"] is not None:
-                pairs = [(seen_name(each), each["name"])]
-            else:
-                view = next(view for view in self._views if view["id"] == each["feature_view_id"])
+            view = next(view for view in self._views if view["id"] == each["feature_view_id"])
+            if each["name"] is None:
                 pairs = sequences.output_of(view)
+            elif view["type"] == sequences.TYPE:
+                pairs = [(seen_name(each), sequences.column_of(view, each["name"]))]
+            else:
+                pairs = [(seen_name(each), each["name"])]
             for name, column in pairs:
                 names.append(name)
                 # The label table's own columns stay; of a feature that both have, the one that has priority.

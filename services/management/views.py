@@ -11,7 +11,7 @@ import orjson
 from chassis import calls, errors
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
-from services.management import audited, fields, scripts
+from services.management import audited, fields, scripts, sequences
 from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
@@ -34,7 +34,7 @@ from services.management.rows import QUERIES, Row, timestamp
 from services.management.tables import READ_TYPES
 from services.management.tasks import at_work
 
-TYPES = ("Batch", "Stream", "Sequence", "DynamicEmbedding")
+TYPES = ("Batch", "Stream", sequences.TYPE, "DynamicEmbedding")
 READY_MADE, CUSTOM = "ByReadyMadeTable", "Custom"
 
 
@@ -53,14 +53,22 @@ class FeatureViews:
         if not request.HasField("sync_online_table"):
             raise invalid("SyncOnlineTable", "is required")
         not_negative("TTL", request.ttl)
-        json_object("Config", request.config)
+        config = json_object("Config", request.config)
+        referenced = sequences.referenced(request.config) if kind == sequences.TYPE else None
         columns = await self._columns(request, method)
         async with self._database.transaction() as connection:
             project = await share_project(connection, request.project_id)
+            entity = await self._entity(connection, project["id"], request.feature_entity_id)
+            if referenced is not None:
+                shown = {"name": title, "config": request.config, "feature_entity_id": entity}
+                source = await self._referenced(connection, project["id"], *referenced)
+                sequences.check_referenced(shown, source)
+                # PAI's SDKs look for it by its name.
+                config["referenced_feature_view_name"] = source["name"]
             made: int = await connection.fetchval(
                 QUERIES.insert_feature_view,
                 project["id"],
-                await self._entity(connection, project["id"], request.feature_entity_id),
+                entity,
                 title,
                 kind,
                 method,
@@ -70,9 +78,10 @@ class FeatureViews:
                 request.write_to_featuredb,
                 request.ttl,
                 list(request.tags),
-                request.config or "{}",
+                orjson.dumps(config).decode() if referenced else request.config or "{}",
                 fields.dumped(columns),
                 calls.principal().name,
+                referenced[0] if referenced else None,
             )
             await audited.created(connection, audited.FEATURE_VIEW, made)
         return made
@@ -143,7 +152,7 @@ class FeatureViews:
         return pb.FieldRelationship(
             feature_name=field,
             offline_table_name=offline_table,
-            online_table_name=f"{row['project_name']}_{row['name']}_online".lower() if row["sync_online_table"] else "",
+            online_table_name=_online_table_of(row) if row["sync_online_table"] else "",
             models=[
                 pb.FieldModel(model_id=str(each["id"]), model_name=each["name"], feature_alias_name=each["alias_name"])
                 for each in models
@@ -217,6 +226,15 @@ class FeatureViews:
             raise not_found("FeatureEntity", key)
         return identifier
 
+    async def _referenced(self, connection: Connection, project_id: int, identifier: int, title: str) -> Row:
+        """The view that a Config refers to; it stays until the transaction ends."""
+        source: Row | None = await connection.fetchrow(QUERIES.share_referenced_view, project_id, identifier)
+        if source is None:
+            raise not_found("FeatureView", identifier)
+        if title not in ("", source["name"]):
+            raise invalid("Config", f"refers to feature view {identifier}, which is {source['name']}, as {title}")
+        return source
+
     async def _register_datasource(self, connection: Connection, key: str) -> int | None:
         if not key:
             return None
@@ -233,6 +251,13 @@ def offline_table_of(view: Row) -> tuple[int, str]:
     if view["register_table"] and view["register_datasource_id"] is not None:
         return view["register_datasource_id"], view["register_table"]
     return view["offline_datasource_id"], f"{view['project_name']}_{view['name']}_offline".lower()
+
+
+def _online_table_of(view: Row) -> str:
+    """Name of the table of the view's online rows, as PAI's SDKs look for it; of behaviours, the published ones."""
+    if view["type"] == sequences.TYPE:
+        return f"{view['project_name']}_{sequences.source_of(view)['name']}_seq_offline".lower()
+    return f"{view['project_name']}_{view['name']}_online".lower()
 
 
 def mock_table_of(view: Row) -> str:

@@ -217,6 +217,11 @@ class Worker:
         name = training_set_table_of(model)
         table, folder = await self._datasources.writable(model["offline_datasource_id"], name, partition)
         progress.running |= {"table": name, "partitions": partition, "views": [join.name for join in plan.joins]}
+        if config["real_time_iterate_interval"]:
+            await self._tasks.log(
+                task["id"],
+                "RealTimeIterateInterval has no effect: tables are read as they are, and no stream is polled",
+            )
         with scratch.folder(self._own.scratch_dir) as spare:
             copies = spare / "copies"
             copies.mkdir()

@@ -15,6 +15,7 @@ import pytest
 
 from chassis.postgres import Database
 from chassis.principals import Principal
+from gateway.dialects.pai.operations import OPERATIONS
 from services.management.settings import ManagementSettings
 from tests.management.conftest import Pai, catalogue
 
@@ -314,7 +315,7 @@ async def test_columns_come_from_the_table(caller: Pai, tmp_path: Path) -> None:
     await caller.refused("DeleteDatasource", 400, "DependencyExists", DatasourceId=ids["offline"])
 
 
-@pytest.mark.parametrize("table", ["../secret", "..", ".hidden", "a/b", "", "absent", "outside", "link"])
+@pytest.mark.parametrize("table", ["../secret", "..", ".hidden", "a/b", "", "absent", "outside", "link", "x" * 300])
 async def test_no_way_out_of_the_roots(
     caller: Pai, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, own: ManagementSettings, table: str
 ) -> None:
@@ -444,3 +445,13 @@ async def test_stores_and_actions(caller: Pai, make_key: Callable[[Principal], A
     await nobody.refused("ListProjects", 403, "UnauthorizedOperation")
     response = await caller.client.get("/api/PaiFeatureStore/2023-06-21/ListInstances")
     assert (response.status_code, response.json()["Code"]) == (403, "UnauthorizedOperation")
+
+
+async def test_every_operation_asks_for_its_own_action(
+    caller: Pai, make_key: Callable[[Principal], Awaitable[str]]
+) -> None:
+    key = await make_key(Principal("bob", feature_stores=frozenset({"*"}), actions=("featurestore:Nothing",)))
+    bob = Pai(caller.client, key)
+    for operation in OPERATIONS:
+        message = await bob.refused(operation.name, 403, "UnauthorizedOperation")
+        assert f"featurestore:{operation.name}" in message

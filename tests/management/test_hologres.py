@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -201,44 +201,112 @@ async def test_every_type_comes_back(
     await caller.refused("WriteFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode="Merge", Rows=rows)
 
 
+async def seen_by_sdks(
+    database: asyncpg.Connection, view: str, user: int, events: Sequence[str], length: int
+) -> dict[str, list[asyncpg.Record]]:
+    """What PAI's data-plane SDKs ask the two tables of a Sequence view for."""
+    statement = """SELECT "item", "event", "played", "seen" FROM {}
+                   WHERE "id" = $1 AND "event" = ANY($2) AND "seen" > $3 ORDER BY "seen" DESC LIMIT $4"""
+    return {
+        name: await database.fetch(statement.format(f"shop_{view}_{name}"), user, events, -1, length)
+        for name in ("seq", "seq_offline")
+    }
+
+
 async def test_sequences_are_kept_in_it(
     *, caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, database: asyncpg.Connection,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """Behaviours are published to it as to serving, with nulls and hostile texts. Row by row they are refused."""
+    """A row for each behaviour, where PAI's SDKs look for them: published ones, and those written since."""
     ids = await project(caller, settings, tmp_path)
     config = {
         "item_id_field": "item", "event_field": "event", "timestamp_field": "seen", "play_time_field": "played",
-        "seq_config": [{"online_seq_name": "s", "seq_len": 2, "online_behavior_table_fields": ["note"]}],
+        "deduplication_method": ["user_id", "item_id", "event"],
+        "seq_config": [
+            {"online_seq_name": "s", "seq_event": "click", "seq_len": 2, "online_behavior_table_fields": ["note"]}
+        ],
     }  # fmt: skip
-    view = await view_of(
-        caller, ids, Type="Sequence", Config=orjson.dumps(config).decode(),
-        Fields=[FIELDS[0], {"Name": "seen", "Type": "INT64", "Attributes": ["EventTime"]}],
-    )  # fmt: skip
-    behaviours = [
-        {"id": 1, "item": item, "event": "click", "seen": seen, "played": played, "note": note}
-        for seen, (item, played, note) in enumerate((("a", 1.0, None), ("b", 0.5, HOSTILE), ("c", None, "\u2603")))
-    ]
-    pq.write_table(pa.Table.from_pylist(behaviours), tmp_path / "users.parquet")
+    fields = [FIELDS[0], *(
+        {"Name": name, "Type": kind, "Attributes": []}
+        for name, kind in (("item", "INT64"), ("event", "STRING"), ("seen", "INT64"), ("flag", "BOOLEAN"))
+    )]  # fmt: skip
+    view = await view_of(caller, ids, Type="Sequence", Config=orjson.dumps(config).decode(), Fields=fields)
+    assert await online(caller, view, 1) == []
+
+    def behaviour(item: int, seen: int, played: float | None = None, note: str | None = None, **more: Any) -> Any:
+        return {"id": 1, "item": item, "event": "click", "seen": seen, "played": played, "note": note, "flag": True,
+                **more}  # fmt: skip
+
+    table = [
+        behaviour(1, 0, 1.0), behaviour(2, 1, 0.5, HOSTILE), behaviour(3, 2, None, "\u2603"), behaviour(3, 1, 9.0),
+        behaviour(4, 9, event=None), behaviour(5, 9, event="look"), behaviour(6, 7, id=2),
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "users.parquet")
     shown = {
-        "user_id": 1, "s": "c;b", "s__event": "click;click", "s__item": "c;b", "s__seen": "2;1", "s__played": ";0.50",
-        "s__note": f"\u2603;{HOSTILE}",
+        "user_id": 1, "s": "3;2", "s__event": "click;click", "s__item": "3;2", "s__seen": "2;1",
+        "s__played": "0.00;0.50", "s__note": f"\u2603;{HOSTILE}",
     }  # fmt: skip
     async with worker(settings, own, serving):
-        for mode in ("Overwrite", "Merge"):
-            await until_task(caller, await publish(caller, view, Mode=mode), "Success")
-            [row] = await online(caller, view, 1, 2)
+        for mode in ("Overwrite", "Merge", "Overwrite"):
+            done = await until_task(caller, await publish(caller, view, Mode=mode), "Success")
+            assert done["RowsDone"] == 3
+            [row] = await online(caller, view, 1, 99, "x")
             assert len(row.pop("s__ts").split(";")) == 2
             assert row == shown
-    assert await database.fetchval("SELECT count(*) FROM shop_profile_online") == 1
-    rows = [orjson.dumps({"id": 1, "item": "d", "event": "click", "seen": 9}).decode()]
-    for mode in ("Merge", "Overwrite"):
-        message = await caller.refused(
-            "WriteFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode=mode, Rows=rows
-        )
-        assert "kept in Hologres: publish its table" in message
+            found = await seen_by_sdks(database, "profile", 1, ["click"], 2)
+            assert [tuple(row) for row in found["seq_offline"]] == [(3, "click", 0.0, 2), (2, "click", 0.5, 1)]
+            assert found["seq"] == []
+        # Merge: of the users that are brought only what is brought, and the others as they were.
+        pq.write_table(pa.Table.from_pylist([behaviour(8, 8)]), tmp_path / "users.parquet")
+        await until_task(caller, await publish(caller, view, Mode="Merge"), "Success")
+        assert [row["s"] for row in await online(caller, view, 1, 2)] == ["8", "6"]
+    # Row by row, and by somebody else, as a writer of a stream would; of what is equal the newest is shown.
+    texts = [orjson.dumps(behaviour(item, seen)).decode() for item, seen in ((8, 9), (7, 10), (7, 10), (6, 3))]
+    for mode in ("Merge", "Merge", "Overwrite"):
+        await caller.answer("WriteFeatureViewTable", FeatureViewId=view, Mode=mode, Rows=texts)
+        assert [row["s"] for row in await online(caller, view, 1)] == ["7;8"]
+        found = await seen_by_sdks(database, "profile", 1, ["click"], 9)
+        assert [row["item"] for row in found["seq"]] == [7, 8]
+    insert = "INSERT INTO shop_profile_seq (id, item, event, seen, flag) VALUES (1, $1, 'click', $2, false)"
+    await database.executemany(insert, [(9, 11), (8, 12)])
+    assert [(row["s"], row["s__played"]) for row in await online(caller, view, 1)] == [("8;9", "0.00;0.00")]
+    with pytest.raises(asyncpg.CheckViolationError):
+        await database.execute(insert, None, 12)
+    # What others inserted is kept beside what is written.
+    await caller.answer("WriteFeatureViewTable", FeatureViewId=view, Mode="Merge",
+                        Rows=[orjson.dumps(behaviour(10, 13)).decode()])  # fmt: skip
+    assert [row["s"] for row in await online(caller, view, 1)] == ["10;8"]
+    # A column more, in both tables.
+    wider = [*fields, {"Name": "page", "Type": "STRING", "Attributes": []}]
+    await caller.answer("UpdateFeatureView", FeatureViewId=view, Fields=wider)
+    await database.execute("SELECT page FROM shop_profile_seq UNION ALL SELECT page FROM shop_profile_seq_offline")
+    listed = await caller.answer("ListDatasourceFeatureViews", DatasourceId=ids["hologres"])
+    assert listed["FeatureViews"][0]["UsageStatistics"]["DiskUsage"] > 0
     await caller.answer("DeleteFeatureView", FeatureViewId=view)
-    assert await database.fetchval("SELECT to_regclass('shop_profile_online')") is None
+    assert await database.fetchval("SELECT count(*) FROM pg_class WHERE relname LIKE 'shop_profile%'") == 0
+
+
+async def test_behaviours_that_hologres_cannot_keep(
+    caller: Pai, settings: Settings, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    ids = await project(caller, settings, tmp_path)
+    config = {"item_id_field": "item", "event_field": "event", "timestamp_field": "seen",
+              "registration_mode": "only_behavior"}  # fmt: skip
+    tags = {"Name": "tags", "Type": "ARRAY<STRING>", "Attributes": []}
+    view = await view_of(
+        caller, ids, Type="Sequence", Config=orjson.dumps(config).decode(), Fields=[FIELDS[0], tags],
+    )  # fmt: skip
+    row = orjson.dumps({"id": 1, "item": "a", "event": "click", "seen": 1}).decode()
+    asked = {"FeatureViewId": view, "Mode": "Merge", "Rows": [row]}
+    assert "single values only" in await caller.refused("WriteFeatureViewTable", 400, "InvalidParameter", **asked)
+    # A table of that name which is somebody else's stays.
+    await database.execute("CREATE TABLE shop_other_seq (id bigint)")
+    other = await view_of(
+        caller, ids, Type="Sequence", Config=orjson.dumps(config).decode(), Fields=FIELDS[:1], Name="other"
+    )
+    await caller.refused("WriteFeatureViewTable", 400, "TableAlreadyExists", **{**asked, "FeatureViewId": other})
+    await caller.answer("DeleteFeatureView", FeatureViewId=other)
+    assert await database.fetchval("SELECT count(*) FROM shop_other_seq") == 0
 
 
 async def test_rows_expire(caller: Pai, settings: Settings, tmp_path: Path) -> None:

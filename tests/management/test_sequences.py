@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ async def test_behaviours_become_sequences(
                 assert row[name] == row[f"{name}__item"] == shown(expected, lambda each: each["item"])
                 assert row[f"{name}__event"] == shown(expected, lambda each: each["event"])
                 assert row[f"{name}__when"] == shown(expected, lambda each: str(each["when"]))
-                played = shown(expected, lambda each: "" if each["played"] is None else f"{each['played']:.2f}")
+                played = shown(expected, lambda each: f"{each['played'] or 0:.2f}")
                 assert row[f"{name}__played"] == played
                 ages = [
                     int(age) + each["when"]
@@ -124,6 +124,9 @@ async def test_configurations_of_sequences(caller: Pai, tmp_path: Path) -> None:
         ({"seq_config": [{**first, "seq_len": True}]}, "seq_len"),
         ({"seq_config": [{**first, "offline_seq_name": "", "online_seq_name": ""}]}, "seq_name"),
         ({"deduplication_method": ["item_id"]}, "deduplication_method"),
+        ({"item_id_field": "user"}, "one field for each"), ({"play_time_field": "when"}, "one field for each"),
+        ({"custom_deduplication_field": ["price"]}, "custom_deduplication_field"),
+        ({"custom_deduplication_field": "item"}, "custom_deduplication_field"),
         *(({"play_time_filter": text}, "play_time_filter") for text in ("x", "look", ":1", "look:a", "look:nan")),
         ({"play_time_filter": "look:1", "play_time_field": ""}, "play_time_field"),
     )):  # fmt: skip
@@ -211,15 +214,16 @@ async def test_writers_at_once_lose_nothing(caller: Pai, tmp_path: Path) -> None
     assert row["all"].split(";") == [f"i{n:02}" for n in reversed(range(20))]
 
 
-async def test_behaviours_that_were_played_too_shortly_count_for_nothing(
+async def test_behaviours_that_were_played_too_shortly_are_not_shown(
     caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
 ) -> None:
-    config = {**SEQUENCES, "play_time_filter": "look:1.5;buy:2", "seq_config": [{"online_seq_name": "s", "seq_len": 9}]}
+    """As in PAI: one that was played too shortly takes the place of an older one, and its place in the sequence."""
+    config = {**SEQUENCES, "play_time_filter": "look:1.5;buy:2", "seq_config": [{"online_seq_name": "s", "seq_len": 5}]}
     rows = [
         {"user": "u", "item": item, "event": event, "when": when, "played": played, "price": None}
         for when, (item, event, played) in enumerate((
-            ("long", "look", 1.6), ("just", "look", 1.5), ("none", "look", None), ("long", "look", 0.1),
-            ("short", "click", 0.1), ("bought", "buy", 3.0),
+            ("old", "click", 9.0), ("again", "look", 9.0), ("long", "look", 1.6), ("just", "look", 1.5),
+            ("again", "look", 0.1), ("short", "click", 0.1), ("bought", "buy", 3.0),
         ))
     ]  # fmt: skip
     write(tmp_path, rows)
@@ -228,7 +232,7 @@ async def test_behaviours_that_were_played_too_shortly_count_for_nothing(
         await until_task(caller, await publish(caller, view), "Success")
     await written(caller, view, *(behaviour("w", r["item"], r["event"], r["when"], played=r["played"]) for r in rows))
     for row in await online(caller, view, "u", "w"):
-        assert (row["s"], row["s__when"]) == ("bought;short;long", "5;4;0")
+        assert (row["s"], row["s__when"]) == ("bought;short;long", "6;5;2")
 
 
 async def test_items_are_grouped_with_their_events(
@@ -263,3 +267,139 @@ async def test_items_are_grouped_with_their_events(
             "ListFeatureViewOnlineFeatures", 400, "InvalidParameter", FeatureViewId=view, JoinIds=["u"],
             Config=config_text,
         )  # fmt: skip
+
+
+async def test_behaviours_without_sequences(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    """`only_behavior`: the behaviours themselves are shown, with all fields of the view, as PAI's SDKs read them."""
+    more = (("price", "DOUBLE"), ("first", "BOOLEAN"), ("count", "INT32"))
+    fields = [*FIELDS, *({"Name": name, "Type": kind, "Attributes": []} for name, kind in more)]
+    config = {**SEQUENCES, "registration_mode": "only_behavior", "seq_len_online": 2, "play_time_filter": "look:1"}
+    view = await view_of(caller, tmp_path, Fields=fields, Config=orjson.dumps(config).decode())
+    rows = [
+        {"user": "u", "item": item, "event": event, "when": when, "played": played, "price": when / 2,
+         "first": when == 1, "count": None}
+        for when, (item, event, played) in enumerate((
+            ("a", "click", None), ("b", "click", 0.5), ("c", "click", 2.0), ("b", "click", 1.0), ("d", "look", 1.0),
+        ))
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "behaviours.parquet")
+    async with worker(settings, own, serving):
+        await until_task(caller, await publish(caller, view), "Success")
+
+    def expected(row: dict[str, Any], user: str) -> dict[str, Any]:
+        return {"user_id": user, **{name: value for name, value in row.items() if name != "user"}}
+
+    # Of each event the two newest are kept; of these the one that was played too shortly is left out.
+    assert await online(caller, view, "u", "nobody") == [expected(rows[3], "u"), expected(rows[2], "u")]
+    await written(caller, view, {**expected(rows[0], "u"), "when": 9, "played": 1.0})
+    assert [(row["item"], row["when"]) for row in await online(caller, view, "u")] == [("a", 9), ("b", 3)]
+    # There are no sequences that a model could take.
+    label = await caller.made(
+        "LabelTable", ProjectId="1", DatasourceId="1", Name="behaviours",
+        Fields=[{"Name": "user_id", "Type": "STRING", "Attributes": []},
+                {"Name": "when", "Type": "INT64", "Attributes": ["EventTime"]}],
+    )  # fmt: skip
+    model = await caller.made(
+        "ModelFeature", ProjectId="1", Name="m", LabelTableId=label, SequenceFeatureViewIds=[view],
+        Features=[{"FeatureViewId": view, "Name": "item", "Type": "STRING"}],
+    )  # fmt: skip
+    message = await caller.refused("ExportModelFeatureTrainingSetTable", 400, "InvalidParameter", ModelFeatureId=model)
+    assert "no sequences" in message
+
+
+async def test_a_view_shows_the_behaviours_of_another_one(
+    caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
+) -> None:
+    """`referenced_feature_view_id`, as in PAI: the sequences are the view's own, the behaviours those of the other."""
+    rows = behaviours(4)
+    write(tmp_path, rows)
+    fields = [*FIELDS, {"Name": "price", "Type": "INT64", "Attributes": []}]
+    config = {**SEQUENCES, "registration_mode": "only_behavior"}
+    view = await view_of(caller, tmp_path, Fields=fields, Config=orjson.dumps(config).decode())
+
+    def referring(**changes: Any) -> dict[str, Any]:
+        own_config = {**SEQUENCES, "referenced_feature_view_id": int(view), **changes.pop("config", {})}
+        return {
+            "ProjectId": "1", "Name": "sequences", "Type": "Sequence", "FeatureEntityId": "1",
+            "WriteMethod": "Custom", "SyncOnlineTable": True, "Fields": FIELDS,
+            "Config": orjson.dumps(own_config).decode(), **changes,
+        }  # fmt: skip
+
+    sequences = await caller.made("FeatureView", **referring())
+    # What goes by its name finds it, too.
+    kept = orjson.loads((await caller.answer("GetFeatureView", FeatureViewId=sequences))["Config"])
+    assert kept == {**SEQUENCES, "referenced_feature_view_id": int(view), "referenced_feature_view_name": "behaviours"}
+    async with worker(settings, own, serving):
+        await until_task(caller, await publish(caller, view), "Success")
+        await written(caller, view, behaviour("new", "z", "click", 5))
+        found = {row["user_id"]: row for row in await online(caller, sequences, "u0", "u1", "u2", "u3", "new")}
+        assert found["new"]["clicks"] == "z"
+        for user in ("u0", "u1", "u2", "u3"):
+            own_rows = [each for each in rows if each["user"] == user]
+            for name, events, length in (("clicks", ("click", "buy"), 3), ("all", (), 2)):
+                expected = sequence(own_rows, 10**9, events, length)
+                assert found[user][name] == shown(expected, lambda each: each["item"])
+            prices = shown(expected, lambda each: "" if each["price"] is None else str(each["price"]))
+            assert found[user]["all__price"] == prices
+        # Its training sets are made of the other one's table.
+        label = await caller.made(
+            "LabelTable", ProjectId="1", DatasourceId="1", Name="labels",
+            Fields=[{"Name": "user_id", "Type": "STRING", "Attributes": []},
+                    {"Name": "at", "Type": "TIMESTAMP", "Attributes": ["EventTime"]}],
+        )  # fmt: skip
+        labels = [{"user_id": f"u{n}", "at": START + timedelta(minutes=1)} for n in range(4)]
+        pq.write_table(pa.Table.from_pylist(labels), tmp_path / "labels.parquet")
+        model = await caller.made(
+            "ModelFeature", ProjectId="1", Name="m", LabelTableId=label,
+            # As in PAI, a sequence is a feature by its name offline.
+            Features=[{"FeatureViewId": sequences, "Name": "clicks", "AliasName": "last", "Type": "STRING"}],
+        )  # fmt: skip
+        task = (await caller.answer("ExportModelFeatureTrainingSetTable", ModelFeatureId=model,
+                                    RealTimeIterateInterval=5))["TaskId"]  # fmt: skip
+        await until_task(caller, task, "Success")
+    assert any("RealTimeIterateInterval has no effect" in line for line in await logs(caller, task))
+    made = pq.read_table(tmp_path / "shop_m_training_set").to_pylist()
+    assert {row["user_id"]: row["last"] for row in made} == {
+        f"u{n}": shown(
+            sequence([each for each in rows if each["user"] == f"u{n}"], 10**9, ("click", "buy"), 3),
+            lambda each: each["item"],
+        )
+        for n in range(4)
+    }
+    # It has no rows of its own, and nobody takes the other one's away.
+    row = orjson.dumps(behaviour("u0", "a", "click", 1)).decode()
+    for operation, asked in (
+        ("PublishFeatureViewTable", {"Mode": "Overwrite", "OfflineToOnline": True}),
+        ("WriteFeatureViewTable", {"Mode": "Merge", "Rows": [row]}),
+        ("WriteFeatureViewTable", {"Mode": "Merge", "UrlDatasource": {"Path": "x.csv"}}),
+    ):
+        message = await caller.refused(operation, 400, "InvalidParameter", FeatureViewId=sequences, **asked)
+        assert "shows the behaviours of feature view behaviours" in message
+    await caller.refused("DeleteFeatureView", 400, "DependencyExists", FeatureViewId=view)
+    other = await caller.made("FeatureEntity", Name="other", JoinId="other_id", ProjectId="1")
+    plain = await caller.made("FeatureView", **referring(Name="plain", Type="Batch"))
+    by_time = ["user_id", "item_id", "event", "timestamp"]
+    for change, said in (
+        ({"config": {"referenced_feature_view_name": "other"}}, "as other"),
+        ({"config": {"referenced_feature_view_id": 0, "referenced_feature_view_name": "behaviours"}}, "needs a ref"),
+        ({"config": {"referenced_feature_view_id": "1"}}, "needs a number"),
+        ({"config": {"referenced_feature_view_id": int(sequences)}}, "refers to another one"),
+        ({"config": {"referenced_feature_view_id": int(plain)}}, "of type Batch"),
+        ({"config": {"item_id_field": "thing"}}, "has item where it has thing"),
+        ({"config": {"deduplication_method": by_time}}, "has ['item', 'event'] where"),
+        ({"config": {"seq_config": []}}, "seq_config"),
+        ({"config": {"registration_mode": "both"}}, "registration_mode"),
+        ({"config": {"seq_len_online": -1}}, "seq_len_online"),
+        ({"config": {"seq_config": [{**SEQUENCES["seq_config"][1], "online_behavior_table_fields": ["x"]}]}}, "no x"),
+        ({"FeatureEntityId": other}, "another feature entity"),
+    ):  # fmt: skip
+        message = await caller.refused("CreateFeatureView", 400, "InvalidParameter", **referring(Name="v", **change))
+        assert said in message, (change, message)
+    await caller.refused(
+        "CreateFeatureView", 404, "ResourceNotFound", **referring(config={"referenced_feature_view_id": 999})
+    )
+    await caller.answer("DeleteModelFeature", ModelFeatureId=model)
+    await caller.answer("DeleteFeatureView", FeatureViewId=sequences)
+    await caller.answer("DeleteFeatureView", FeatureViewId=view)

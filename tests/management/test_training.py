@@ -54,7 +54,7 @@ def view_row(identifier: int, name: str, entity: int, fields: str, **changes: An
         "id": identifier, "name": name, "type": "Batch", "fields": fields, "config": "{}", "ttl": 0,
         "feature_entity_id": entity, "entity_name": title, "join_id": join_id, "parent_id": parent,
         "register_table": name, "register_datasource_id": 1, "offline_datasource_id": 1, "project_name": "shop",
-        "write_method": "ByReadyMadeTable", **changes,
+        "write_method": "ByReadyMadeTable", "write_to_featuredb": False, "referenced_view_id": None, **changes,
     }  # fmt: skip
 
 
@@ -319,11 +319,11 @@ def test_it_is_what_the_obvious_join_makes(seed: int, tmp_path: Path) -> None:  
             if not second or (label["user_id"] is not None and row["user_id"] == label["user_id"])
         ]
         item = newest(item_rows, moment, None if constant is None else "since")
-        seen = [
-            row for row in of("behaviours", "user", label["user_id"])
-            if row["event"] not in shortest or (row["played"] or 0) > shortest[row["event"]]
-        ]  # fmt: skip
-        clicks, everything = sequence(seen, moment, ("click", "buy"), 3), sequence(seen, moment, (), 2)
+        seen = of("behaviours", "user", label["user_id"])
+        clicks, everything = (
+            [row for row in found or [] if (row["played"] or 0) > shortest.get(row["event"], -1)] or None
+            for found in (sequence(seen, moment, ("click", "buy"), 3), sequence(seen, moment, (), 2))
+        )
         row = {
             **{name: label[name] for name in ("user_id", "item_id", "when", "clicked")},
             "age": label["age"] if priority == 1 else user.get("age"),
@@ -336,7 +336,7 @@ def test_it_is_what_the_obvious_join_makes(seed: int, tmp_path: Path) -> None:  
                 f"{name}__item": shown(found, lambda each: each["item"]),
                 f"{name}__event": shown(found, lambda each: each["event"]),
                 f"{name}__when": shown(found, lambda each: str(each["when"])),
-                f"{name}__played": shown(found, lambda each: "" if each["played"] is None else f"{each['played']:.2f}"),
+                f"{name}__played": shown(found, lambda each: f"{each['played'] or 0:.2f}"),
                 f"{name}__ts": shown(found, lambda each: str(each["ts"])),
             }
         row["all__price"] = shown(everything, lambda each: "" if each["price"] is None else str(each["price"]))
