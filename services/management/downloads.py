@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -44,6 +44,55 @@ class Limits:
     seconds: float
 
 
+class Stop:
+    """Ends a download from another thread, whatever it waits for from its server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._set = False
+        self._socket: socket.socket | None = None
+
+    def set(self) -> None:
+        """End it. Idempotent."""
+        with self._lock:
+            self._set = True
+            self._break()
+
+    def check(self) -> None:
+        """Raises Unavailable once it was ended."""
+        if self._set:
+            raise errors.Unavailable("the download was stopped", dependency="url")
+
+    @contextmanager
+    def watching(self, deadline: float) -> Iterator[None]:
+        """Break off, when the time has come, what is read from the socket that `reads` was told of last."""
+        timer = threading.Timer(max(0, deadline - time.monotonic()), self._expire)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._socket = None
+
+    def reads(self, connection: socket.socket) -> None:
+        """Say from which socket is read from now on."""
+        with self._lock:
+            self._socket = connection
+            if self._set:
+                self._break()
+
+    def _expire(self) -> None:
+        with self._lock:
+            self._break()
+
+    def _break(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                # Not that of ssl, which changes what the other thread is reading from.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
 def limits_of(own: ManagementSettings) -> Limits:
     """What the settings say."""
     return Limits(own.url_hosts, own.url_max_bytes, own.url_timeout_seconds)
@@ -69,20 +118,21 @@ def check(url: str, limits: Limits) -> None:
     _target(url, limits)
 
 
-def fetch(url: str, limits: Limits, path: Path, stopped: threading.Event) -> None:
-    """Write what a URL leads to into a file. Ends early, with an error of its own, once `stopped` is set.
+def fetch(url: str, limits: Limits, path: Path, stop: Stop) -> None:
+    """Write what a URL leads to into a file. Ends early, with an error of its own, once it is stopped.
 
     Raises InvalidArgument for what is not allowed or too large, NotFound, Unavailable for what may pass.
     """
     deadline = time.monotonic() + limits.seconds
-    for _ in range(_MAX_REDIRECTS + 1):
-        with _answer(url, limits, deadline) as answer:
-            if answer.status in _REDIRECTS:
-                url = urljoin(url, answer.getheader("Location", ""))
-                continue
-            _check_status(answer.status)
-            _save(answer, limits, path, deadline, stopped)
-            return
+    with stop.watching(deadline):
+        for _ in range(_MAX_REDIRECTS + 1):
+            with _answer(url, limits, deadline, stop) as answer:
+                if answer.status in _REDIRECTS:
+                    url = urljoin(url, answer.getheader("Location", ""))
+                    continue
+                _check_status(answer.status)
+                _save(answer, limits, path, deadline, stop)
+                return
     raise invalid(_FIELD, f"redirects more than {_MAX_REDIRECTS} times")
 
 
@@ -164,7 +214,7 @@ def _inner(address: _Address) -> _Address:
 
 
 @contextmanager
-def _answer(url: str, limits: Limits, deadline: float) -> Iterator[http.client.HTTPResponse]:
+def _answer(url: str, limits: Limits, deadline: float, stop: Stop) -> Iterator[http.client.HTTPResponse]:
     target = _target(url, limits)
     address = _checked_address(target, limits)
     connection = http.client.HTTPConnection(target.host, target.port)
@@ -172,7 +222,11 @@ def _answer(url: str, limits: Limits, deadline: float) -> Iterator[http.client.H
         plain = socket.create_connection((address, target.port), timeout=_left(deadline))
         connection.sock = plain
         if target.secure:
-            connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=target.host)
+            context = ssl.create_default_context()
+            connection.sock = context.wrap_socket(plain, server_hostname=target.host, do_handshake_on_connect=False)
+        stop.reads(connection.sock)
+        if isinstance(connection.sock, ssl.SSLSocket):
+            connection.sock.do_handshake()
         usual = target.port == _PORTS["https" if target.secure else "http"]
         host = f"[{target.host}]" if ":" in target.host else target.host
         connection.putrequest("GET", target.resource, skip_host=True, skip_accept_encoding=True)
@@ -185,6 +239,8 @@ def _answer(url: str, limits: Limits, deadline: float) -> Iterator[http.client.H
     except ssl.SSLCertVerificationError:
         raise invalid(_FIELD, f"leads to {target.host}, whose certificate is not good") from None
     except (OSError, http.client.HTTPException) as error:
+        stop.check()
+        _left(deadline)
         raise errors.Unavailable(f"{target.host} cannot be read ({type(error).__name__})", dependency="url") from None
     finally:
         connection.close()
@@ -200,9 +256,7 @@ def _check_status(status: int) -> None:
     raise invalid(_FIELD, f"is answered with {status} by its server")
 
 
-def _save(
-    answer: http.client.HTTPResponse, limits: Limits, path: Path, deadline: float, stopped: threading.Event
-) -> None:
+def _save(answer: http.client.HTTPResponse, limits: Limits, path: Path, deadline: float, stop: Stop) -> None:
     expected = answer.length
     too_large = invalid(_FIELD, f"leads to more than {limits.max_bytes} bytes")
     if expected is not None and expected > limits.max_bytes:
@@ -214,9 +268,11 @@ def _save(
             if written > limits.max_bytes:
                 raise too_large
             file.write(block)
-            if stopped.is_set():
-                raise errors.Unavailable("the download was stopped", dependency="url")
+            stop.check()
             _left(deadline)
+    # What was broken off ends like what is whole.
+    stop.check()
+    _left(deadline)
     if expected is not None and written < expected:
         raise errors.Unavailable("the server broke off", dependency="url")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -202,9 +201,9 @@ class Worker:
             return await asyncio.to_thread(self._offline.file, path)
         # Not the whole URL: what signs it may stand in it.
         await self._tasks.log(task["id"], f"fetching from {urlsplit(path).hostname}")
-        file, stopped = spare / "rows.csv", threading.Event()
+        file, stop = spare / "rows.csv", downloads.Stop()
         limits = downloads.limits_of(self._own)
-        await _stoppable(partial(downloads.fetch, path, limits, file, stopped), stopped.set)
+        await _stoppable(partial(downloads.fetch, path, limits, file, stop), stop.set)
         return file
 
     async def _export(self, task: Row, progress: Progress) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from chassis import errors
 from services.management import downloads
-from services.management.downloads import Limits
+from services.management.downloads import Limits, Stop
 
 ROWS = b"id,x,city,at\n1,0.5,Bern,2026-01-31 13:05:00\n2,,,\n"
 
@@ -69,7 +70,7 @@ def site() -> Iterator[Site]:
 
 
 def fetched(url: str, folder: Path, *hosts: str, max_bytes: int = 1 << 20, seconds: float = 60) -> bytes:
-    downloads.fetch(url, Limits(hosts, max_bytes, seconds), folder / "file", threading.Event())
+    downloads.fetch(url, Limits(hosts, max_bytes, seconds), folder / "file", Stop())
     return (folder / "file").read_bytes()
 
 
@@ -168,10 +169,29 @@ def test_size_and_time_are_bounded(site: Site, tmp_path: Path) -> None:
         fetched(site.url + "/unending", tmp_path, "127.0.0.1", max_bytes=1_000_000)
     with pytest.raises(errors.Unavailable, match="too long"):
         fetched(site.url + "/unending", tmp_path, "127.0.0.1", max_bytes=1 << 40, seconds=0.05)
-    stopped = threading.Event()
+    stopped = Stop()
     stopped.set()
     with pytest.raises(errors.Unavailable, match="stopped"):
         downloads.fetch(site.url + "/unending", Limits(("127.0.0.1",), 1 << 40, 60), tmp_path / "file", stopped)
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.0 200 OK\r\nX: ", b"HTTP/1.0 200 OK\r\n\r\nid,x\n"])
+def test_a_server_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sent: bytes) -> None:
+    """At once when the task is stopped, and when its time is over: however long a step may take."""
+    monkeypatch.setattr(downloads, "_STEP_SECONDS", 3600)
+    for seconds, said in ((3600.0, "stopped"), (0.2, "too long")):
+        with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+            stop, limits = Stop(), Limits(("127.0.0.1",), 1 << 20, seconds)
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/rows"
+            fetching = pool.submit(downloads.fetch, url, limits, tmp_path / "file", stop)
+            caller, _ = listening.accept()
+            with caller:
+                assert caller.recv(1 << 16)
+                caller.sendall(sent)
+                if said == "stopped":
+                    stop.set()
+                with pytest.raises(errors.Unavailable, match=said):
+                    fetching.result(60)
 
 
 def test_what_the_server_says(site: Site, tmp_path: Path) -> None:
