@@ -153,7 +153,7 @@ class Keys:
         row = await self._database.fetchrow(QUERIES.principal_by_api_key, prefix)
         if row is None or not hmac.compare_digest(row["secret_sha256"], digest):
             return None
-        if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
+        if _has_expired(row):
             return None
         return replace(principal_of(row), api_key=prefix)
 
@@ -172,7 +172,7 @@ class Keys:
             raise errors.Unauthenticated("the signature is incomplete", reason="SIGNATURE_INCOMPLETE")
         signed_at = _parsed_date(date)
         row = await self._database.fetchrow(QUERIES.principal_by_access_key, key_id)
-        if row is None:
+        if row is None or _has_expired(row):
             raise errors.Unauthenticated("no such access key", reason="ACCESS_KEY_NOT_FOUND", access_key_id=key_id)
         secret = self._box.decrypt(row["secret_encrypted"], ACCESS_KEY_PURPOSE)
         if not hmac.compare_digest(sign(secret, canonical).encode(), signature.encode()):
@@ -187,6 +187,10 @@ class Keys:
         fresh: Any = await self._database.fetchval(QUERIES.use_nonce, key_id, nonce, signed_at + 2 * MAX_CLOCK_SKEW)
         if fresh is None:
             raise errors.Unauthenticated("the signature's nonce was used before", reason="SIGNATURE_NONCE_USED")
+
+
+def _has_expired(row: Any) -> bool:
+    return row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC)
 
 
 def sign(secret: str, canonical_request: bytes) -> str:

@@ -29,7 +29,7 @@ from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.server import explained
 from chassis.settings import Settings
-from triglot import tasks, usage
+from triglot import audit, tasks, usage
 from triglot.deployment import open_serving, read_endpoints
 from triglot.schemas import SCHEMAS
 from triglot.terminal import DEFAULT_DATA_DIR, AsJson, DataDir, console, print_json
@@ -49,6 +49,7 @@ serve = typer.Typer(
 app.add_typer(serve, name="serve")
 app.add_typer(tasks.app, name="tasks")
 app.command()(usage.usage)
+app.command()(audit.audit)
 
 
 Certificate = Annotated[str | None, typer.Option("--cert", "-c", help="PEM file of the certificate chain, for TLS.")]
@@ -357,7 +358,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> None:
-    """List API keys: prefix, principal, expiry. Never their secrets."""
+    """List API keys by their prefix, access keys by their id: principal, expiry. Never their secrets."""
 
     async def listed() -> list[dict[str, str]]:
         async with _identity(data_dir) as identity:
@@ -368,7 +369,7 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> 
                     "created": key.created_at.isoformat(timespec="seconds"),
                     "expires": key.expires_at.isoformat(timespec="seconds") if key.expires_at else "never",
                 }
-                for key in await identity.list_api_keys()
+                for key in (*await identity.list_api_keys(), *await identity.list_access_keys())
             ]
 
     found = asyncio.run(listed())
@@ -376,21 +377,70 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) -> 
         print_json(found)
         return
     for key in found:
-        console.print(f"{key['prefix']}  {key['principal']:<24} created {key['created']}  expires {key['expires']}")
+        console.print(
+            f"{key['prefix']:<24}  {key['principal']:<24} created {key['created']}  expires {key['expires']}",
+            soft_wrap=True,
+        )
+
+
+KeyName = Annotated[
+    str, typer.Argument(help="First 16 characters of an API key, or id of an access key.", metavar="KEY")
+]
+# How ids of access keys begin, and prefixes of API keys never do.
+_ACCESS_KEY = "LTAI"
+
+
+@keys.command("rotate")
+def rotate_key(
+    key: KeyName,
+    grace_hours: Annotated[float, typer.Option(min=0, max=8760, help="How long the old key works still.")] = 24.0,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Make a key that follows another, which works for a while still. Printed once: the key, or id and secret.
+
+    Example: `triglot keys rotate 0123456789abcdef --grace-hours 48`
+    """
+
+    async def rotate() -> str:
+        grace = timedelta(hours=grace_hours)
+        async with _identity(data_dir) as identity:
+            if key.startswith(_ACCESS_KEY):
+                return " ".join(await identity.rotate_access_key(key, grace))
+            return (await identity.rotate_api_key(key, grace))[0]
+
+    console.print(asyncio.run(rotate()), soft_wrap=True)
 
 
 @keys.command("revoke")
-def revoke_key(
-    prefix: Annotated[str, typer.Argument(help="The key's first 16 characters.")], data_dir: DataDir = DEFAULT_DATA_DIR
-) -> None:
-    """Make an API key useless, in every process within ten seconds."""
+def revoke_key(key: KeyName, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Make a key useless, in every process within ten seconds."""
 
     async def revoke() -> None:
         async with _identity(data_dir) as identity:
-            await identity.revoke_api_key(prefix)
+            await (identity.revoke_access_key if key.startswith(_ACCESS_KEY) else identity.revoke_api_key)(key)
 
     asyncio.run(revoke())
     console.print("revoked")
+
+
+@keys.command("reencrypt")
+def reencrypt(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Encrypt every stored secret with `TRIGLOT_SECRET_KEY`, where that is still done with one of
+    `TRIGLOT_DECRYPTION_KEYS`. May be repeated, and interrupted.
+    """
+    from services.management import secrets
+
+    async def renew() -> tuple[int, int]:
+        settings = _settings(data_dir)
+        database = await open_database(settings)
+        try:
+            box = settings.secret_box
+            return await IdentityStore(database, box).renew_secrets(), await secrets.renew(database, box)
+        finally:
+            await database.close()
+
+    access_keys, datasources = asyncio.run(renew())
+    console.print(f"encrypted again: {access_keys} access keys, {datasources} datasources")
 
 
 @asynccontextmanager
@@ -413,7 +463,12 @@ def _settings(data_dir: Path) -> Settings:
         raise errors.CannotStart(
             f"set TRIGLOT_POSTGRES_URL, or start the embedded servers of {data_dir} with `triglot up`"
         )
-    return settings.model_copy(update={"postgres_url": SecretStr(url_file.read_text().strip())})
+    own = {"postgres_url": SecretStr(url_file.read_text().strip())}
+    if not settings.secret_key.get_secret_value():
+        from triglot import keyring
+
+        own["secret_key"] = SecretStr(keyring.read(data_dir).secret_key)
+    return settings.model_copy(update=own)
 
 
 def main() -> None:

@@ -31,14 +31,19 @@ class Keyring(BaseModel):
     service_api_key: str = ""
 
 
+def read(data_dir: Path) -> Keyring:
+    """The keyring of a data folder; an empty one if it has none yet."""
+    path = data_dir / _FILE
+    return Keyring.model_validate_json(path.read_bytes()) if path.exists() else Keyring()
+
+
 def read_or_begin(data_dir: Path, given: Settings) -> Keyring:
     """The keyring of a data folder, kept before it is used. Its secret is the given one, or made the first time.
 
     With another secret than before, the access key is unreadable and is left out, unless the one before is given as
     well, to decrypt with.
     """
-    path = data_dir / _FILE
-    kept = Keyring.model_validate_json(path.read_bytes()) if path.exists() else Keyring()
+    kept = read(data_dir)
     secret_key = given.secret_key.get_secret_value() or kept.secret_key or new_key()
     if secret_key != kept.secret_key:
         readable = kept.secret_key in {key.get_secret_value() for key in given.decryption_keys}
@@ -51,7 +56,9 @@ def read_or_begin(data_dir: Path, given: Settings) -> Keyring:
 async def complete(keyring: Keyring, database: Database) -> Keyring:
     """Make what the keyring lacks, or what this database does not know: principals, API keys, an access key pair."""
     identity = IdentityStore(database, SecretBox(SecretStr(keyring.secret_key)))
-    known = {key.identifier for key in (*await identity.list_api_keys(), *await identity.list_access_keys())}
+    listed = (*await identity.list_api_keys(), *await identity.list_access_keys())
+    # One that expires has been replaced by somebody, and would end while we use it.
+    known = {key.identifier for key in listed if key.expires_at is None}
     names = {stored.principal.name for stored in await identity.list_principals()}
     for principal in (
         Principal(ADMINISTRATOR, administrator=True),

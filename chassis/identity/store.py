@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import orjson
 from chassis import errors
 from chassis.audit import AuditLog
 from chassis.migrations import Migrations
-from chassis.postgres import Database, load_queries
+from chassis.postgres import Connection, Database, load_queries
 from chassis.principals import Principal
 from chassis.secretbox import SecretBox
 
@@ -24,6 +24,7 @@ ACCESS_KEY_PURPOSE = "access key"
 PRINCIPAL, API_KEY, ACCESS_KEY = "principal", "API key", "access key"
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 _LOG = AuditLog("identity")
+_AT_ONCE = 500
 
 
 def principal_of(row: Any) -> Principal:
@@ -97,13 +98,27 @@ class IdentityStore:
 
     async def create_api_key(self, principal: str, expires_at: datetime | None = None) -> tuple[str, StoredKey]:
         """The key's text, and what can be shown of it. Raises NotFound without that principal."""
+        async with self._database.transaction() as connection:
+            return await self._add_api_key(connection, principal, expires_at)
+
+    async def rotate_api_key(self, prefix: str, grace: timedelta) -> tuple[str, StoredKey]:
+        """A new key for the principal of an old one, which works for `grace` more, or less if it expires before.
+
+        A key that expires is followed by one that lives as long. Raises NotFound.
+        """
+        async with self._database.transaction() as connection:
+            principal, expires_at = await _retire(connection, QUERIES.retire_api_key, API_KEY, prefix, grace)
+            return await self._add_api_key(connection, principal, expires_at)
+
+    async def _add_api_key(
+        self, connection: Connection, principal: str, expires_at: datetime | None
+    ) -> tuple[str, StoredKey]:
         prefix, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
         key = f"{prefix}.{secret}"
-        async with self._database.transaction() as connection:
-            made = await connection.fetchval(QUERIES.insert_api_key, prefix, hashed(key), principal, expires_at)
-            stored = StoredKey(prefix, principal, _made(made, principal), expires_at)
-            document = _document({"principal": principal, "expires_at": expires_at, "created_at": made})
-            await _LOG.record(connection, "create", API_KEY, prefix, after=document)
+        made = await connection.fetchval(QUERIES.insert_api_key, prefix, hashed(key), principal, expires_at)
+        stored = StoredKey(prefix, principal, _made(made, principal), expires_at)
+        document = _document({"principal": principal, "expires_at": expires_at, "created_at": made})
+        await _LOG.record(connection, "create", API_KEY, prefix, after=document)
         return key, stored
 
     async def list_api_keys(self) -> list[StoredKey]:
@@ -117,18 +132,44 @@ class IdentityStore:
 
     async def create_access_key(self, principal: str) -> tuple[str, str]:
         """Id and secret. Raises NotFound without that principal."""
+        async with self._database.transaction() as connection:
+            return await self._add_access_key(connection, principal, None)
+
+    async def rotate_access_key(self, access_key_id: str, grace: timedelta) -> tuple[str, str]:
+        """Id and secret of a new access key, as `rotate_api_key`. Raises NotFound."""
+        async with self._database.transaction() as connection:
+            principal, expires_at = await _retire(
+                connection, QUERIES.retire_access_key, ACCESS_KEY, access_key_id, grace
+            )
+            return await self._add_access_key(connection, principal, expires_at)
+
+    async def _add_access_key(
+        self, connection: Connection, principal: str, expires_at: datetime | None
+    ) -> tuple[str, str]:
         key_id, secret = "LTAI" + secrets.token_hex(10), secrets.token_urlsafe(24)
         sealed = self._box.encrypt(secret, ACCESS_KEY_PURPOSE)
-        async with self._database.transaction() as connection:
-            made = _made(await connection.fetchval(QUERIES.insert_access_key, key_id, sealed, principal), principal)
-            document = _document({"principal": principal, "created_at": made})
-            await _LOG.record(connection, "create", ACCESS_KEY, key_id, after=document)
+        made = await connection.fetchval(QUERIES.insert_access_key, key_id, sealed, principal, expires_at)
+        document = {"principal": principal, "expires_at": expires_at, "created_at": _made(made, principal)}
+        await _LOG.record(connection, "create", ACCESS_KEY, key_id, after=_document(document))
         return key_id, secret
 
     async def list_access_keys(self) -> list[StoredKey]:
         """All of them, newest first."""
         rows = await self._database.fetch(QUERIES.list_access_keys)
-        return [StoredKey(row["access_key_id"], row["principal"], row["created_at"]) for row in rows]
+        return [StoredKey(row["access_key_id"], row["principal"], row["created_at"], row["expires_at"]) for row in rows]
+
+    async def renew_secrets(self) -> int:
+        """Encrypt all secrets with the box's first key; how many were not. Raises FailedPrecondition for what no key
+        reads, after all that come before it."""
+        renewed, last = 0, ""
+        while rows := await self._database.fetch(QUERIES.sealed_access_keys, last, _AT_ONCE):
+            for row in rows:
+                last, sealed = row["access_key_id"], row["secret_encrypted"]
+                fresh = self._box.renewed(sealed, ACCESS_KEY_PURPOSE)
+                if fresh is not None:
+                    await self._database.execute(QUERIES.reseal_access_key, last, sealed, fresh)
+                    renewed += 1
+        return renewed
 
     async def revoke_access_key(self, access_key_id: str) -> None:
         """Raises NotFound."""
@@ -140,6 +181,23 @@ class IdentityStore:
             if gone is None:
                 raise errors.NotFound(f"no such {kind}", reason="IDENTITY_NOT_FOUND", name=name)
             await _LOG.record(connection, "delete", kind, name, before=_document(gone))
+
+
+async def _retire(
+    connection: Connection, query: str, kind: str, name: str, grace: timedelta
+) -> tuple[str, datetime | None]:
+    """Have a key expire after `grace`; its principal, and when one expires that is made now and lives as long."""
+    row = await connection.fetchrow(query, name, grace)
+    if row is None:
+        raise errors.NotFound(f"no such {kind}", reason="IDENTITY_NOT_FOUND", name=name)
+    same = {"principal": row["principal"], "created_at": row["created_at"]}
+    before, after = (
+        _document({**same, "expires_at": row["expired_at"]}),
+        _document({**same, "expires_at": row["expires_at"]}),
+    )
+    await _LOG.record(connection, "update", kind, name, before=before, after=after)
+    lifetime = row["expired_at"] - row["created_at"] if row["expired_at"] else None
+    return row["principal"], datetime.now(UTC) + lifetime if lifetime else None
 
 
 def _document(row: Any) -> str:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import calls, errors
@@ -14,6 +15,8 @@ from chassis.principals import Principal
 from protos.gen.triglot.identity.v1 import identity_pb2, identity_service_pb2_grpc
 from protos.gen.triglot.identity.v1 import identity_service_pb2 as pb
 from services.management.rows import timestamp
+
+_MAX_GRACE = timedelta(days=365)
 
 
 class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
@@ -64,6 +67,11 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         await self._store.revoke_api_key(request.prefix)
         return pb.RevokeApiKeyResponse()
 
+    async def RotateApiKey(self, request: pb.RotateApiKeyRequest, context: Any) -> pb.RotateApiKeyResponse:
+        _administer()
+        key, stored = await self._store.rotate_api_key(request.prefix, _grace(request.grace))
+        return pb.RotateApiKeyResponse(api_key=key, key=_api_key(stored))
+
     async def CreateAccessKey(self, request: pb.CreateAccessKeyRequest, context: Any) -> pb.CreateAccessKeyResponse:
         _administer()
         key_id, secret = await self._store.create_access_key(request.principal)
@@ -73,11 +81,19 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         _administer()
         keys = [
             identity_pb2.AccessKey(
-                access_key_id=key.identifier, principal=key.principal, create_time=timestamp(key.created_at)
+                access_key_id=key.identifier,
+                principal=key.principal,
+                create_time=timestamp(key.created_at),
+                expire_time=timestamp(key.expires_at),
             )
             for key in await self._store.list_access_keys()
         ]
         return pb.ListAccessKeysResponse(keys=keys)
+
+    async def RotateAccessKey(self, request: pb.RotateAccessKeyRequest, context: Any) -> pb.RotateAccessKeyResponse:
+        _administer()
+        key_id, secret = await self._store.rotate_access_key(request.access_key_id, _grace(request.grace))
+        return pb.RotateAccessKeyResponse(access_key_id=key_id, access_key_secret=secret)
 
     async def RevokeAccessKey(self, request: pb.RevokeAccessKeyRequest, context: Any) -> pb.RevokeAccessKeyResponse:
         _administer()
@@ -96,6 +112,12 @@ def _instant(timestamp: Timestamp) -> datetime:
         return timestamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise errors.InvalidArgument("expire_time is out of range", field="expire_time") from None
+
+
+def _grace(duration: Duration) -> timedelta:
+    if not 0 <= duration.seconds + duration.nanos / 1e9 <= _MAX_GRACE.total_seconds():
+        raise errors.InvalidArgument(f"grace is 0 to {_MAX_GRACE.days} days", field="grace")
+    return duration.ToTimedelta()
 
 
 def _principal(principal: Principal, created_at: datetime | None = None) -> identity_pb2.Principal:

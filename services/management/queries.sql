@@ -42,6 +42,15 @@ SELECT (SELECT count(*) FROM matching) AS total, page.* FROM (SELECT 1) AS alway
 -- Primary key.
 UPDATE management.datasource SET name = $2, uri = $3, config = $4, config_sealed = $5, modified_at = now() WHERE id = $1;
 
+-- name: sealed_configs
+-- Primary key. Those after $1 that are encrypted, at most $2.
+SELECT id, config_sealed FROM management.datasource
+WHERE id > $1 AND config_sealed IS NOT NULL ORDER BY id LIMIT $2;
+
+-- name: reseal_config
+-- Primary key. Nothing if it has changed meanwhile.
+UPDATE management.datasource SET config_sealed = $3 WHERE id = $1 AND config_sealed = $2;
+
 -- name: delete_datasource
 -- Primary key; the foreign keys look at project_*_datasource, feature_view_register_datasource, label_table_datasource.
 DELETE FROM management.datasource WHERE id = $1 RETURNING 1;

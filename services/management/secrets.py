@@ -9,12 +9,14 @@ from typing import Any
 
 import orjson
 
+from chassis.postgres import Database
 from chassis.secretbox import SecretBox
 from services.management.inputs import invalid, json_object
-from services.management.rows import Row
+from services.management.rows import QUERIES, Row
 
 MASK = "******"
 _PURPOSE = "datasource config"
+_AT_ONCE = 100
 _NAME = r"passw|pass_?phrase|(?:\b|_)(?:pass|sk)\b|pwd|secret|token|credential|(?:access|api|private|account)[\s_-]?key"
 _NAMES_A_SECRET = re.compile(_NAME, re.IGNORECASE)
 # Bounded or unable to meet its own beginning again, each of them, so that the time they take grows with the text only.
@@ -67,6 +69,20 @@ class ConfigKeeper:
         """The whole configuration of a row of `datasource`. For use, never for show."""
         sealed = row["config_sealed"]
         return json_object("Config", row["config"] if sealed is None else self._box.decrypt(sealed, _PURPOSE))
+
+
+async def renew(database: Database, box: SecretBox) -> int:
+    """Encrypt all configurations with the box's first key; how many were not. Raises FailedPrecondition for what no key
+    reads, after all that come before it."""
+    renewed, last = 0, 0
+    while rows := await database.fetch(QUERIES.sealed_configs, last, _AT_ONCE):
+        for row in rows:
+            last, sealed = row["id"], row["config_sealed"]
+            fresh = box.renewed(sealed, _PURPOSE)
+            if fresh is not None:
+                await database.execute(QUERIES.reseal_config, last, sealed, fresh)
+                renewed += 1
+    return renewed
 
 
 def _masked(value: Any, secret: bool = False) -> Any:

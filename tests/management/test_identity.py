@@ -72,7 +72,7 @@ async def test_everything_but_who_am_i_is_for_administrators(
     assert (await stub.WhoAmI(pb.WhoAmIRequest(), metadata=key)).principal.name == "eve"
     service = pb.DESCRIPTOR.services_by_name["IdentityService"]
     others = [method for method in service.methods if method.name != "WhoAmI"]
-    assert len(others) == 9
+    assert len(others) == 11
     for method in others:
         request = getattr(pb, method.input_type.name)()
         with pytest.raises(grpc.aio.AioRpcError) as raised:

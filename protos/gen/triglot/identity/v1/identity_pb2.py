@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triglot/identity/v1/identity.proto\x12\x13triglot.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x01\n\tPrincipal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\radministrator\x18\x02 \x01(\x08\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x0e\n\x06groups\x18\x04 \x03(\t\x12\x16\n\x0e\x66\x65\x61ture_stores\x18\x05 \x03(\t\x12\x0f\n\x07\x61\x63tions\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8d\x01\n\x06\x41piKey\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\tAccessKey\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triglot/identity/v1/identity.proto\x12\x13triglot.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x01\n\tPrincipal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\radministrator\x18\x02 \x01(\x08\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x0e\n\x06groups\x18\x04 \x03(\t\x12\x16\n\x0e\x66\x65\x61ture_stores\x18\x05 \x03(\t\x12\x0f\n\x07\x61\x63tions\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8d\x01\n\x06\x41piKey\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x01\n\tAccessKey\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRINCIPAL']._serialized_end=262
   _globals['_APIKEY']._serialized_start=265
   _globals['_APIKEY']._serialized_end=406
-  _globals['_ACCESSKEY']._serialized_start=408
-  _globals['_ACCESSKEY']._serialized_end=510
+  _globals['_ACCESSKEY']._serialized_start=409
+  _globals['_ACCESSKEY']._serialized_end=560
 # @@protoc_insertion_point(module_scope)

@@ -23,57 +23,66 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from protos.gen.triglot.identity.v1 import identity_pb2 as triglot_dot_identity_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*triglot/identity/v1/identity_service.proto\x12\x13triglot.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"triglot/identity/v1/identity.proto\"\x0f\n\rWhoAmIRequest\"C\n\x0eWhoAmIResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.triglot.identity.v1.Principal\"K\n\x16\x43reatePrincipalRequest\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.triglot.identity.v1.Principal\"L\n\x17\x43reatePrincipalResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.triglot.identity.v1.Principal\"\x17\n\x15ListPrincipalsRequest\"L\n\x16ListPrincipalsResponse\x12\x32\n\nprincipals\x18\x01 \x03(\x0b\x32\x1e.triglot.identity.v1.Principal\"&\n\x16\x44\x65letePrincipalRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x19\n\x17\x44\x65letePrincipalResponse\"Y\n\x13\x43reateApiKeyRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x14\x43reateApiKeyResponse\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12(\n\x03key\x18\x02 \x01(\x0b\x32\x1b.triglot.identity.v1.ApiKey\"\x14\n\x12ListApiKeysRequest\"@\n\x13ListApiKeysResponse\x12)\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.triglot.identity.v1.ApiKey\"%\n\x13RevokeApiKeyRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"\x16\n\x14RevokeApiKeyResponse\"+\n\x16\x43reateAccessKeyRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\"K\n\x17\x43reateAccessKeyResponse\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65ss_key_secret\x18\x02 \x01(\t\"\x17\n\x15ListAccessKeysRequest\"F\n\x16ListAccessKeysResponse\x12,\n\x04keys\x18\x01 \x03(\x0b\x32\x1e.triglot.identity.v1.AccessKey\"/\n\x16RevokeAccessKeyRequest\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\"\x19\n\x17RevokeAccessKeyResponse2\x9e\x08\n\x0fIdentityService\x12Q\n\x06WhoAmI\x12\".triglot.identity.v1.WhoAmIRequest\x1a#.triglot.identity.v1.WhoAmIResponse\x12l\n\x0f\x43reatePrincipal\x12+.triglot.identity.v1.CreatePrincipalRequest\x1a,.triglot.identity.v1.CreatePrincipalResponse\x12i\n\x0eListPrincipals\x12*.triglot.identity.v1.ListPrincipalsRequest\x1a+.triglot.identity.v1.ListPrincipalsResponse\x12l\n\x0f\x44\x65letePrincipal\x12+.triglot.identity.v1.DeletePrincipalRequest\x1a,.triglot.identity.v1.DeletePrincipalResponse\x12\x63\n\x0c\x43reateApiKey\x12(.triglot.identity.v1.CreateApiKeyRequest\x1a).triglot.identity.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.triglot.identity.v1.ListApiKeysRequest\x1a(.triglot.identity.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.triglot.identity.v1.RevokeApiKeyRequest\x1a).triglot.identity.v1.RevokeApiKeyResponse\x12l\n\x0f\x43reateAccessKey\x12+.triglot.identity.v1.CreateAccessKeyRequest\x1a,.triglot.identity.v1.CreateAccessKeyResponse\x12i\n\x0eListAccessKeys\x12*.triglot.identity.v1.ListAccessKeysRequest\x1a+.triglot.identity.v1.ListAccessKeysResponse\x12l\n\x0fRevokeAccessKey\x12+.triglot.identity.v1.RevokeAccessKeyRequest\x1a,.triglot.identity.v1.RevokeAccessKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*triglot/identity/v1/identity_service.proto\x12\x13triglot.identity.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"triglot/identity/v1/identity.proto\"\x0f\n\rWhoAmIRequest\"C\n\x0eWhoAmIResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.triglot.identity.v1.Principal\"K\n\x16\x43reatePrincipalRequest\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.triglot.identity.v1.Principal\"L\n\x17\x43reatePrincipalResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.triglot.identity.v1.Principal\"\x17\n\x15ListPrincipalsRequest\"L\n\x16ListPrincipalsResponse\x12\x32\n\nprincipals\x18\x01 \x03(\x0b\x32\x1e.triglot.identity.v1.Principal\"&\n\x16\x44\x65letePrincipalRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x19\n\x17\x44\x65letePrincipalResponse\"Y\n\x13\x43reateApiKeyRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x14\x43reateApiKeyResponse\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12(\n\x03key\x18\x02 \x01(\x0b\x32\x1b.triglot.identity.v1.ApiKey\"\x14\n\x12ListApiKeysRequest\"@\n\x13ListApiKeysResponse\x12)\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.triglot.identity.v1.ApiKey\"%\n\x13RevokeApiKeyRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"\x16\n\x14RevokeApiKeyResponse\"+\n\x16\x43reateAccessKeyRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\"K\n\x17\x43reateAccessKeyResponse\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65ss_key_secret\x18\x02 \x01(\t\"\x17\n\x15ListAccessKeysRequest\"F\n\x16ListAccessKeysResponse\x12,\n\x04keys\x18\x01 \x03(\x0b\x32\x1e.triglot.identity.v1.AccessKey\"/\n\x16RevokeAccessKeyRequest\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\"\x19\n\x17RevokeAccessKeyResponse\"O\n\x13RotateApiKeyRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"Q\n\x14RotateApiKeyResponse\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12(\n\x03key\x18\x02 \x01(\x0b\x32\x1b.triglot.identity.v1.ApiKey\"Y\n\x16RotateAccessKeyRequest\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x17RotateAccessKeyResponse\x12\x15\n\raccess_key_id\x18\x01 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65ss_key_secret\x18\x02 \x01(\t2\xf1\t\n\x0fIdentityService\x12Q\n\x06WhoAmI\x12\".triglot.identity.v1.WhoAmIRequest\x1a#.triglot.identity.v1.WhoAmIResponse\x12l\n\x0f\x43reatePrincipal\x12+.triglot.identity.v1.CreatePrincipalRequest\x1a,.triglot.identity.v1.CreatePrincipalResponse\x12i\n\x0eListPrincipals\x12*.triglot.identity.v1.ListPrincipalsRequest\x1a+.triglot.identity.v1.ListPrincipalsResponse\x12l\n\x0f\x44\x65letePrincipal\x12+.triglot.identity.v1.DeletePrincipalRequest\x1a,.triglot.identity.v1.DeletePrincipalResponse\x12\x63\n\x0c\x43reateApiKey\x12(.triglot.identity.v1.CreateApiKeyRequest\x1a).triglot.identity.v1.CreateApiKeyResponse\x12`\n\x0bListApiKeys\x12\'.triglot.identity.v1.ListApiKeysRequest\x1a(.triglot.identity.v1.ListApiKeysResponse\x12\x63\n\x0cRevokeApiKey\x12(.triglot.identity.v1.RevokeApiKeyRequest\x1a).triglot.identity.v1.RevokeApiKeyResponse\x12\x63\n\x0cRotateApiKey\x12(.triglot.identity.v1.RotateApiKeyRequest\x1a).triglot.identity.v1.RotateApiKeyResponse\x12l\n\x0f\x43reateAccessKey\x12+.triglot.identity.v1.CreateAccessKeyRequest\x1a,.triglot.identity.v1.CreateAccessKeyResponse\x12i\n\x0eListAccessKeys\x12*.triglot.identity.v1.ListAccessKeysRequest\x1a+.triglot.identity.v1.ListAccessKeysResponse\x12l\n\x0fRotateAccessKey\x12+.triglot.identity.v1.RotateAccessKeyRequest\x1a,.triglot.identity.v1.RotateAccessKeyResponse\x12l\n\x0fRevokeAccessKey\x12+.triglot.identity.v1.RevokeAccessKeyRequest\x1a,.triglot.identity.v1.RevokeAccessKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triglot.identity.v1.identity_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WHOAMIREQUEST']._serialized_start=136
-  _globals['_WHOAMIREQUEST']._serialized_end=151
-  _globals['_WHOAMIRESPONSE']._serialized_start=153
-  _globals['_WHOAMIRESPONSE']._serialized_end=220
-  _globals['_CREATEPRINCIPALREQUEST']._serialized_start=222
-  _globals['_CREATEPRINCIPALREQUEST']._serialized_end=297
-  _globals['_CREATEPRINCIPALRESPONSE']._serialized_start=299
-  _globals['_CREATEPRINCIPALRESPONSE']._serialized_end=375
-  _globals['_LISTPRINCIPALSREQUEST']._serialized_start=377
-  _globals['_LISTPRINCIPALSREQUEST']._serialized_end=400
-  _globals['_LISTPRINCIPALSRESPONSE']._serialized_start=402
-  _globals['_LISTPRINCIPALSRESPONSE']._serialized_end=478
-  _globals['_DELETEPRINCIPALREQUEST']._serialized_start=480
-  _globals['_DELETEPRINCIPALREQUEST']._serialized_end=518
-  _globals['_DELETEPRINCIPALRESPONSE']._serialized_start=520
-  _globals['_DELETEPRINCIPALRESPONSE']._serialized_end=545
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=547
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=636
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=638
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=719
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=721
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=741
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=743
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=807
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=809
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=846
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=848
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=870
-  _globals['_CREATEACCESSKEYREQUEST']._serialized_start=872
-  _globals['_CREATEACCESSKEYREQUEST']._serialized_end=915
-  _globals['_CREATEACCESSKEYRESPONSE']._serialized_start=917
-  _globals['_CREATEACCESSKEYRESPONSE']._serialized_end=992
-  _globals['_LISTACCESSKEYSREQUEST']._serialized_start=994
-  _globals['_LISTACCESSKEYSREQUEST']._serialized_end=1017
-  _globals['_LISTACCESSKEYSRESPONSE']._serialized_start=1019
-  _globals['_LISTACCESSKEYSRESPONSE']._serialized_end=1089
-  _globals['_REVOKEACCESSKEYREQUEST']._serialized_start=1091
-  _globals['_REVOKEACCESSKEYREQUEST']._serialized_end=1138
-  _globals['_REVOKEACCESSKEYRESPONSE']._serialized_start=1140
-  _globals['_REVOKEACCESSKEYRESPONSE']._serialized_end=1165
-  _globals['_IDENTITYSERVICE']._serialized_start=1168
-  _globals['_IDENTITYSERVICE']._serialized_end=2222
+  _globals['_WHOAMIREQUEST']._serialized_start=168
+  _globals['_WHOAMIREQUEST']._serialized_end=183
+  _globals['_WHOAMIRESPONSE']._serialized_start=185
+  _globals['_WHOAMIRESPONSE']._serialized_end=252
+  _globals['_CREATEPRINCIPALREQUEST']._serialized_start=254
+  _globals['_CREATEPRINCIPALREQUEST']._serialized_end=329
+  _globals['_CREATEPRINCIPALRESPONSE']._serialized_start=331
+  _globals['_CREATEPRINCIPALRESPONSE']._serialized_end=407
+  _globals['_LISTPRINCIPALSREQUEST']._serialized_start=409
+  _globals['_LISTPRINCIPALSREQUEST']._serialized_end=432
+  _globals['_LISTPRINCIPALSRESPONSE']._serialized_start=434
+  _globals['_LISTPRINCIPALSRESPONSE']._serialized_end=510
+  _globals['_DELETEPRINCIPALREQUEST']._serialized_start=512
+  _globals['_DELETEPRINCIPALREQUEST']._serialized_end=550
+  _globals['_DELETEPRINCIPALRESPONSE']._serialized_start=552
+  _globals['_DELETEPRINCIPALRESPONSE']._serialized_end=577
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=579
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=668
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=670
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=751
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=753
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=773
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=775
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=839
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=841
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=878
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=880
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=902
+  _globals['_CREATEACCESSKEYREQUEST']._serialized_start=904
+  _globals['_CREATEACCESSKEYREQUEST']._serialized_end=947
+  _globals['_CREATEACCESSKEYRESPONSE']._serialized_start=949
+  _globals['_CREATEACCESSKEYRESPONSE']._serialized_end=1024
+  _globals['_LISTACCESSKEYSREQUEST']._serialized_start=1026
+  _globals['_LISTACCESSKEYSREQUEST']._serialized_end=1049
+  _globals['_LISTACCESSKEYSRESPONSE']._serialized_start=1051
+  _globals['_LISTACCESSKEYSRESPONSE']._serialized_end=1121
+  _globals['_REVOKEACCESSKEYREQUEST']._serialized_start=1123
+  _globals['_REVOKEACCESSKEYREQUEST']._serialized_end=1170
+  _globals['_REVOKEACCESSKEYRESPONSE']._serialized_start=1172
+  _globals['_REVOKEACCESSKEYRESPONSE']._serialized_end=1197
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1199
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1278
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1280
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1361
+  _globals['_ROTATEACCESSKEYREQUEST']._serialized_start=1363
+  _globals['_ROTATEACCESSKEYREQUEST']._serialized_end=1452
+  _globals['_ROTATEACCESSKEYRESPONSE']._serialized_start=1454
+  _globals['_ROTATEACCESSKEYRESPONSE']._serialized_end=1529
+  _globals['_IDENTITYSERVICE']._serialized_start=1532
+  _globals['_IDENTITYSERVICE']._serialized_end=2797
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,11 @@ class IdentityServiceStub:
                 request_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/triglot.identity.v1.IdentityService/RotateApiKey',
+                request_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
         self.CreateAccessKey = channel.unary_unary(
                 '/triglot.identity.v1.IdentityService/CreateAccessKey',
                 request_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.CreateAccessKeyRequest.SerializeToString,
@@ -80,6 +85,11 @@ class IdentityServiceStub:
                 '/triglot.identity.v1.IdentityService/ListAccessKeys',
                 request_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.ListAccessKeysRequest.SerializeToString,
                 response_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.ListAccessKeysResponse.FromString,
+                _registered_method=True)
+        self.RotateAccessKey = channel.unary_unary(
+                '/triglot.identity.v1.IdentityService/RotateAccessKey',
+                request_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateAccessKeyRequest.SerializeToString,
+                response_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateAccessKeyResponse.FromString,
                 _registered_method=True)
         self.RevokeAccessKey = channel.unary_unary(
                 '/triglot.identity.v1.IdentityService/RevokeAccessKey',
@@ -141,6 +151,14 @@ class IdentityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateApiKey(self, request, context):
+        """Makes an API key for the principal of an old one, which goes on working for a while. A key that expires is followed
+        by one that lives as long. NOT_FOUND without the old one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateAccessKey(self, request, context):
         """Makes an access key pair for a principal. Its secret is in this answer only.
         """
@@ -150,6 +168,13 @@ class IdentityServiceServicer:
 
     def ListAccessKeys(self, request, context):
         """All access keys, newest first, without their secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateAccessKey(self, request, context):
+        """As RotateApiKey.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +225,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     request_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RevokeApiKeyResponse.SerializeToString,
             ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
             'CreateAccessKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateAccessKey,
                     request_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.CreateAccessKeyRequest.FromString,
@@ -209,6 +239,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.ListAccessKeys,
                     request_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.ListAccessKeysRequest.FromString,
                     response_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.ListAccessKeysResponse.SerializeToString,
+            ),
+            'RotateAccessKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateAccessKey,
+                    request_deserializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateAccessKeyRequest.FromString,
+                    response_serializer=triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateAccessKeyResponse.SerializeToString,
             ),
             'RevokeAccessKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeAccessKey,
@@ -417,6 +452,33 @@ class IdentityService:
             _registered_method=True)
 
     @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.identity.v1.IdentityService/RotateApiKey',
+            triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateApiKeyRequest.SerializeToString,
+            triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateAccessKey(request,
             target,
             options=(),
@@ -460,6 +522,33 @@ class IdentityService:
             '/triglot.identity.v1.IdentityService/ListAccessKeys',
             triglot_dot_identity_dot_v1_dot_identity__service__pb2.ListAccessKeysRequest.SerializeToString,
             triglot_dot_identity_dot_v1_dot_identity__service__pb2.ListAccessKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateAccessKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triglot.identity.v1.IdentityService/RotateAccessKey',
+            triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateAccessKeyRequest.SerializeToString,
+            triglot_dot_identity_dot_v1_dot_identity__service__pb2.RotateAccessKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

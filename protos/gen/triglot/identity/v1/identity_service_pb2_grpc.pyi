@@ -48,10 +48,16 @@ class IdentityServiceStub:
     """All API keys, newest first, without their secrets."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeApiKeyRequest, _identity_service_pb2.RevokeApiKeyResponse]
     """Makes an API key useless within ten seconds in every process. NOT_FOUND if absent."""
+    RotateApiKey: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RotateApiKeyRequest, _identity_service_pb2.RotateApiKeyResponse]
+    """Makes an API key for the principal of an old one, which goes on working for a while. A key that expires is followed
+    by one that lives as long. NOT_FOUND without the old one.
+    """
     CreateAccessKey: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.CreateAccessKeyRequest, _identity_service_pb2.CreateAccessKeyResponse]
     """Makes an access key pair for a principal. Its secret is in this answer only."""
     ListAccessKeys: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ListAccessKeysRequest, _identity_service_pb2.ListAccessKeysResponse]
     """All access keys, newest first, without their secrets."""
+    RotateAccessKey: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RotateAccessKeyRequest, _identity_service_pb2.RotateAccessKeyResponse]
+    """As RotateApiKey."""
     RevokeAccessKey: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeAccessKeyRequest, _identity_service_pb2.RevokeAccessKeyResponse]
     """Makes an access key useless within ten seconds in every process. NOT_FOUND if absent."""
 
@@ -74,10 +80,16 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """All API keys, newest first, without their secrets."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeApiKeyRequest, _identity_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Makes an API key useless within ten seconds in every process. NOT_FOUND if absent."""
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RotateApiKeyRequest, _identity_service_pb2.RotateApiKeyResponse]  # type: ignore[assignment]
+    """Makes an API key for the principal of an old one, which goes on working for a while. A key that expires is followed
+    by one that lives as long. NOT_FOUND without the old one.
+    """
     CreateAccessKey: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.CreateAccessKeyRequest, _identity_service_pb2.CreateAccessKeyResponse]  # type: ignore[assignment]
     """Makes an access key pair for a principal. Its secret is in this answer only."""
     ListAccessKeys: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ListAccessKeysRequest, _identity_service_pb2.ListAccessKeysResponse]  # type: ignore[assignment]
     """All access keys, newest first, without their secrets."""
+    RotateAccessKey: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RotateAccessKeyRequest, _identity_service_pb2.RotateAccessKeyResponse]  # type: ignore[assignment]
+    """As RotateApiKey."""
     RevokeAccessKey: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeAccessKeyRequest, _identity_service_pb2.RevokeAccessKeyResponse]  # type: ignore[assignment]
     """Makes an access key useless within ten seconds in every process. NOT_FOUND if absent."""
 
@@ -141,6 +153,16 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes an API key useless within ten seconds in every process. NOT_FOUND if absent."""
 
     @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _identity_service_pb2.RotateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.RotateApiKeyResponse, _abc.Awaitable[_identity_service_pb2.RotateApiKeyResponse]]:
+        """Makes an API key for the principal of an old one, which goes on working for a while. A key that expires is followed
+        by one that lives as long. NOT_FOUND without the old one.
+        """
+
+    @_abc_1.abstractmethod
     def CreateAccessKey(
         self,
         request: _identity_service_pb2.CreateAccessKeyRequest,
@@ -155,6 +177,14 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.ListAccessKeysResponse, _abc.Awaitable[_identity_service_pb2.ListAccessKeysResponse]]:
         """All access keys, newest first, without their secrets."""
+
+    @_abc_1.abstractmethod
+    def RotateAccessKey(
+        self,
+        request: _identity_service_pb2.RotateAccessKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.RotateAccessKeyResponse, _abc.Awaitable[_identity_service_pb2.RotateAccessKeyResponse]]:
+        """As RotateApiKey."""
 
     @_abc_1.abstractmethod
     def RevokeAccessKey(
