@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 ARGS ?=
 
-.PHONY: help run test check install install-dev dropin-environments verify fix clean \
+.PHONY: help run test test-faults check install install-dev dropin-environments verify fix clean \
 	verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
 	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-loading bench-memory bench-publish
 
@@ -23,11 +23,14 @@ run: install ## Start everything on this machine (ARGS="--no-sample" and the lik
 	@$(BIN)/triglot up $(ARGS)
 
 test: install-dev dropin-environments ## All tests: units, real servers, compatibility cases, real clients
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m "not faults" $(ARGS)
+
+test-faults: install-dev ## What breaks in production, under load: replicas, kill -9, upgrades (best as root, with nft and faketime)
+	$(BIN)/python -m pytest -m faults $(ARGS)
 
 check: install-dev ## The quick part, while you work: lint, types, imports, tests without real clients and stacks
 	@$(MAKE) --no-print-directory verify-lint verify-types verify-imports
-	$(PYTEST) -m "not dropin and not stack" $(ARGS)
+	$(PYTEST) -m "not dropin and not stack and not faults" $(ARGS)
 
 verify: verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks ## All checks that are not tests
 

@@ -37,22 +37,23 @@ _OPTIONS = {
 class RedisCluster:
     """Six nodes by port. No tool forms it but a few commands."""
 
-    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
+    def __init__(self, folder: Path, ports: Sequence[int], host: str = "127.0.0.1") -> None:
         self.ports = ports
+        self._host = host
         self._folder = folder
         self._program = binaries.find_redis().path
         self._nodes: dict[int, Child] = {}
         self._frozen: set[int] = set()
         self._clients = {
             port: redis.Redis(
-                port=port, password=PASSWORD, socket_timeout=5, retry=Retry(NoBackoff(), 0), decode_responses=True
+                host, port, password=PASSWORD, socket_timeout=5, retry=Retry(NoBackoff(), 0), decode_responses=True
             )
             for port in ports
         }
 
     @property
     def url(self) -> str:
-        return f"redis://:{PASSWORD}@127.0.0.1:{self.ports[0]}"
+        return f"redis://:{PASSWORD}@{self._host}:{self.ports[0]}"
 
     def __getitem__(self, port: int) -> redis.Redis:
         """A plain client of one node, which follows nobody to another."""
@@ -65,7 +66,7 @@ class RedisCluster:
         folder = self._folder / str(port)
         folder.mkdir(exist_ok=True)
         options = [word for name, value in _OPTIONS.items() for word in (f"--{name}", value)]
-        argv = [self._program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--cluster-enabled", "yes"]
+        argv = [self._program, "--port", str(port), "--bind", self._host, "--save", "", "--cluster-enabled", "yes"]
         self._nodes[port] = Command([*argv, *options], folder).spawn(Log(folder / "log"))
 
     def kill(self, port: int) -> None:
@@ -94,7 +95,7 @@ class RedisCluster:
         identities = {port: self._when_it_answers(port) for port in self.ports}
         for number, port in enumerate(self.ports):
             self[port].execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-            self[port].execute_command("CLUSTER MEET", "127.0.0.1", self.ports[0])
+            self[port].execute_command("CLUSTER MEET", self._host, self.ports[0])
             if number < PRIMARIES:
                 slots = range(number * SLOTS // PRIMARIES, (number + 1) * SLOTS // PRIMARIES)
                 self[port].execute_command("CLUSTER ADDSLOTS", *slots)
@@ -114,7 +115,7 @@ class RedisCluster:
             if port not in self._nodes:
                 self.start(port)
 
-    def mend(self) -> None:
+    def mend(self, *, keep_rows: bool = False) -> None:
         """Make it whole and empty, with the options it began with, whatever was done to it."""
         self.revive()
         for port in list(self._frozen):
@@ -123,7 +124,7 @@ class RedisCluster:
             self._when_it_answers(port)
             self.configure(port, **{name: _OPTIONS[name] for name in _OPTIONS if name.startswith("cluster-")})
         assert eventually(self.whole)
-        for port in self.primaries():
+        for port in () if keep_rows else self.primaries():
             self[port].flushall()
 
     def configure(self, port: int, **options: str) -> None:
@@ -195,7 +196,7 @@ class RedisCluster:
         self[source].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", self._identity(target))
 
     def migrate(self, source: int, target: int, keys: Sequence[bytes]) -> None:
-        self[source].execute_command("MIGRATE", "127.0.0.1", target, "", 0, 5000, "AUTH", PASSWORD, "KEYS", *keys)
+        self[source].execute_command("MIGRATE", self._host, target, "", 0, 5000, "AUTH", PASSWORD, "KEYS", *keys)
 
     def end_migration(self, slot: int, source: int, target: int) -> None:
         for port in (target, source, *self.ports):
@@ -207,9 +208,9 @@ class RedisCluster:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[RedisCluster]:
-    with reserved_ports(PRIMARIES + REPLICAS, also=10_000) as ports:  # there the nodes talk to each other
-        cluster = RedisCluster(folder, ports)
+def running_cluster(folder: Path, host: str = "127.0.0.1") -> Iterator[RedisCluster]:
+    with reserved_ports(PRIMARIES + REPLICAS, also=10_000, host=host) as ports:  # there the nodes talk to each other
+        cluster = RedisCluster(folder, ports, host)
         try:
             cluster.form()
             yield cluster

@@ -13,12 +13,10 @@ import yaml
 from google.protobuf import json_format
 
 from chassis import errors
-from chassis.settings import Settings
-from tests.cases.world import World, open_world
-from tests.conftest import Servers
+from tests.cases.world import DEPLOYED, World, open_deployment, open_world
 
 HERE = Path(__file__).parent
-CASE_KEYS = {"name", "source", "given", "http", "grpc"}
+CASE_KEYS = {"name", "source", "given", "http", "grpc", "alone"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,18 @@ def cases(world_part: str) -> Iterator[Any]:
             assert "http" in content or "grpc" in content, f"{path.name}: {content['name']} expects nothing"
             if world_part in content:
                 case = Case(str(path.relative_to(HERE)), content)
-                yield pytest.param(case, id=str(case))
+                # `alone`: why it holds only of a deployment whose services are one process each.
+                alone = pytest.mark.skipif(bool(DEPLOYED), reason=content.get("alone", ""))
+                yield pytest.param(case, id=str(case), marks=[alone] if "alone" in content else [])
 
 
 @pytest.fixture
-async def world(settings: Settings, servers: Servers) -> AsyncIterator[World]:
-    async with open_world(settings, servers) as opened:
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    if DEPLOYED:
+        opening = open_deployment(Path(DEPLOYED))
+    else:
+        opening = open_world(request.getfixturevalue("settings"), request.getfixturevalue("servers"))
+    async with opening as opened:
         yield opened
 
 

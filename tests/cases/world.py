@@ -1,30 +1,40 @@
 """Where compatibility cases run: the whole stack in this process, reached through the gateway and over gRPC.
 
-With TRIGLOT_ENDPOINTS set to an `endpoints.json`, a deployment that somebody else started is the world instead.
+With TRIGLOT_ENDPOINTS set to a file, a deployment that somebody else started is the world instead. The file is an
+`endpoints.json` as `triglot up` writes it, in which `rest` may be several URLs, taken in turn. Each case begins with an
+empty catalogue, so the file must also name the deployment's `postgres_url` and `redis_url` (and `redis_cluster`: true):
+**all that they hold is deleted**, but for keys.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
+import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import httpx2
 import pyarrow
 import pyarrow.ipc
 from google.protobuf import json_format
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 
 from chassis import errors
+from chassis.client import open_channel
 from chassis.inprocess import InProcessChannel
 from chassis.settings import Settings
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as serving
+from services.serving.catalogue import CHANNEL
 from tests.conftest import Servers
 from triglot.stack import open_stack
 
@@ -108,19 +118,77 @@ class World:
             raise errors.from_rpc(error) from None
 
 
+DEPLOYED = os.environ.get("TRIGLOT_ENDPOINTS", "")
+
+
+class _InTurn(httpx2.AsyncBaseTransport):
+    """Sends each request to the next of several servers, as what stands before them would."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = itertools.cycle(map(httpx2.URL, urls))
+        self._transport = httpx2.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """One request."""
+        url = next(self._urls)
+        request.url = request.url.copy_with(scheme=url.scheme, host=url.host, port=url.port)
+        return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
+
+
+@asynccontextmanager
+async def open_deployment(path: Path) -> AsyncIterator[World]:
+    """The deployment that a file of endpoints names, emptied."""
+    endpoints = json.loads(path.read_text())
+    await _empty(endpoints)
+    rest = endpoints["rest"]
+    transport = _InTurn([rest] if isinstance(rest, str) else rest)
+    async with AsyncExitStack() as closing:
+        channels = {
+            name: await closing.enter_async_context(open_channel(endpoints[f"{name}_grpc"], Settings()))
+            for name in ("registry", "serving", "management")
+        }
+        client = httpx2.AsyncClient(transport=transport, base_url="http://triglot", timeout=20)
+        http = await closing.enter_async_context(client)
+        yield World(http, channels, endpoints["api_key"], endpoints["instance_id"])
+
+
+async def _empty(endpoints: Mapping[str, Any]) -> None:
+    """Make the catalogue what it was after the migrations, and tell all processes of it. Rows go with their Redis."""
+    connection = await asyncpg.connect(endpoints["postgres_url"])
+    try:
+        tables = await connection.fetch(
+            "SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) AS name FROM pg_tables"
+            " WHERE schemaname IN ('registry', 'serving', 'management') AND tablename NOT IN ('migration', 'instance')"
+        )
+        changes = await connection.fetch(
+            "SELECT 'g ' || id AS change FROM serving.feature_group UNION ALL"
+            " SELECT concat('v ', s.name, '/', v.name, '/', v.version)"
+            " FROM serving.feature_view AS v JOIN serving.feature_store AS s ON s.id = v.feature_store_id"
+        )
+        heard = asyncio.Event()
+        await connection.add_listener(CHANNEL, lambda *_: heard.set())
+        async with connection.transaction():
+            await connection.execute(f"TRUNCATE {', '.join(each['name'] for each in tables)} RESTART IDENTITY CASCADE")
+            for change in (*(each["change"] for each in changes), "v //0"):
+                await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, change)
+        await asyncio.wait_for(heard.wait(), 20)
+    finally:
+        await connection.close()
+    if endpoints.get("redis_cluster"):
+        async with RedisCluster.from_url(endpoints["redis_url"]) as cluster:
+            await cluster.flushall(target_nodes=RedisCluster.PRIMARIES)
+    else:
+        async with Redis.from_url(endpoints["redis_url"]) as client:
+            await client.flushdb()
+
+
 @asynccontextmanager
 async def open_world(settings: Settings, servers: Servers) -> AsyncIterator[World]:
-    """The stack of this process, or the deployment that TRIGLOT_ENDPOINTS names."""
-    deployed = os.environ.get("TRIGLOT_ENDPOINTS")
-    if deployed:
-        endpoints = json.loads(Path(deployed).read_text())
-        names = ("registry", "serving", "management")
-        channels = {name: grpc.aio.insecure_channel(endpoints[f"{name}_grpc"]) for name in names}
-        async with httpx2.AsyncClient(base_url=endpoints["rest"]) as http:
-            yield World(http, channels, endpoints["api_key"], endpoints["instance_id"])
-        for channel in channels.values():
-            await channel.close()
-        return
+    """The stack of this process."""
     async with open_stack(settings) as stack:
         services = {"registry": stack.registry, "serving": stack.serving, "management": stack.management}
         inside = {name: InProcessChannel(each) for name, each in services.items()}

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
-import grpc
 import httpx2
 import pytest
 
+from chassis.client import open_channel
 from chassis.secretbox import new_key
+from chassis.settings import Settings
 from tests.cases.world import World
 from tests.cluster import RedisCluster
 from tests.conftest import Servers
 from tests.deploy.kustomize import render
+from tests.deploy.network import Loopback
 from tests.deploy.pods import Pods
 from tests.deploy.test_manifests import DEPLOY, ROLES
 from tests.patience import PATIENCE_SECONDS, eventually
@@ -67,36 +69,40 @@ def pods(empty_database: str, cluster: RedisCluster, tmp_path: Path) -> Iterator
         "secret-key": new_key(),
         "service-api-key": "",
     }
-    made = Pods(render(DEPLOY / "k8s/overlays/prod"), secret, tmp_path)
+    network = Loopback()
+    made = Pods(render(DEPLOY / "k8s/overlays/prod"), secret, tmp_path, network)
     yield made
     made.kill()
+    network.close()
 
 
 async def test_the_manifests_run(pods: Pods) -> None:
     waiting = pods.start("Deployment", "registry", "migrated")
     assert waiting.poll() is None
-    assert pods.start("Job", "migrate", "migrate").wait(PATIENCE_SECONDS) == 0, pods.log("migrate")
-    assert waiting.wait(PATIENCE_SECONDS) == 0, pods.log("registry", "migrated")
+    assert pods.start("Job", "migrate", "migrate").wait(PATIENCE_SECONDS) == 0, pods.log("migrate-migrate")
+    assert waiting.wait(PATIENCE_SECONDS) == 0, pods.log("registry-migrated")
     key = pods.create_key("admin", "--administrator")
     pods.secret["service-api-key"] = pods.create_key(*SERVICE_KEY)
     for role in sorted(ROLES):
-        pods.start("Deployment", role, role)
-    for role in sorted(ROLES):
-        await asyncio.to_thread(pods.ready, role)
+        pods.deploy(role)
+    await asyncio.to_thread(pods.ready, *ROLES)
+    [gateway] = pods.of("gateway")
     # One service is enough for the gateway to be ready; whoever came first tries the others again from time to time.
-    assert await asyncio.to_thread(eventually, lambda: all(pods.dependencies("gateway").values()))
+    assert await asyncio.to_thread(eventually, lambda: all(gateway.dependencies().values()))
     await _every_dialect_answers(pods, key)
-    assert pods.terminate() == {f"{role}-{role}": 0 for role in ROLES}
+    assert pods.terminate() == {f"{role}-1": 0 for role in ROLES}
     for role in ROLES:
-        lines = [json.loads(line) for line in pods.log(role).splitlines()]
+        lines = [json.loads(line) for line in pods.log(f"{role}-1").splitlines()]
         assert not [line for line in lines if line["level"] == "error"], role
 
 
 async def _every_dialect_answers(pods: Pods, key: str) -> None:
     """Rows are written over gRPC, by the Service's name, and read through the gateway."""
     ports = {"registry": 6570, "serving": 6571, "management": 6573}
-    channels = {name: grpc.aio.insecure_channel(f"{pods.addresses[name]}:{port}") for name, port in ports.items()}
-    async with httpx2.AsyncClient(base_url=f"http://{pods.addresses['gateway']}:8080", timeout=30) as http:
+    targets = {name: pods.network.names.target(name, port) for name, port in ports.items()}
+    channels = {name: open_channel(target, Settings()) for name, target in targets.items()}
+    [gateway] = pods.network.names.addresses("gateway")
+    async with httpx2.AsyncClient(base_url=f"http://{gateway}:8080", timeout=30) as http:
         world = World(http, channels, key, "fs-cn-triglot")
         serving = "triglot.serving.v1.ServingService"
         await world.rpc(f"{serving}/EnsureFeatureGroup", {"feature_group": GROUP})
