@@ -32,7 +32,7 @@ from chassis.principals import ANYBODY, Principal
 from chassis.rpc import Authenticator, Metadata
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings, require_loopback
-from chassis.telemetry import log
+from chassis.telemetry import cache_lookups, log
 
 SIGNATURE_ALGORITHM = "ACS3-HMAC-SHA256"
 CANONICAL_REQUEST = "x-triglot-canonical-request-bin"
@@ -64,6 +64,9 @@ class Tokens(Protocol):
 
     async def principal(self, token: str) -> Principal:
         """Whom a token stands for. Raises Unauthenticated."""
+
+
+_hits, _misses = cache_lookups.count("keys", "yes"), cache_lookups.count("keys", "no")
 
 
 class Anyone:
@@ -121,7 +124,10 @@ class Keys:
     async def _by_api_key(self, api_key: str) -> Principal:
         digest = hashed(api_key)
         known = self._cache.get(digest)
-        if known is None or known.trusted_until < time.monotonic():
+        if known is not None and known.trusted_until >= time.monotonic():
+            _hits.add()
+        else:
+            _misses.add()
             known = await self._checked(api_key, digest, known)
             self._cache[digest] = known
             self._cache.move_to_end(digest)

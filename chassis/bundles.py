@@ -19,6 +19,7 @@ from chassis.inprocess import InProcessChannel
 from chassis.limits import Addresses
 from chassis.principals import Principal
 from chassis.rpc import Metadata, Policy, Service, mount, no_message
+from chassis.telemetry import SIZE_BUCKETS, Histogram
 from protos.gen.triglot.bundle.v1 import bundle_service_pb2 as rpc
 from protos.gen.triglot.bundle.v1 import bundle_service_pb2_grpc
 
@@ -33,6 +34,7 @@ MAX_BEHIND_SECONDS = 0.05
 # How long a server that knows of no bundles, because it is older, is sent none.
 _UNBUNDLED_SECONDS = 30.0
 _BINARY = "-bin"
+_sizes = Histogram("triglot_bundle_calls", "Calls that came in one message.", bounds=SIZE_BUCKETS).series()
 
 
 # ---- the side that answers ----
@@ -68,6 +70,7 @@ class _BundleService(bundle_service_pb2_grpc.BundleServiceServicer):
     async def SendCalls(self, request: rpc.SendCallsRequest, context: Any) -> rpc.SendCallsResponse:  # noqa: N802
         if len(request.calls) > MAX_CALLS:
             raise errors.InvalidArgument(f"a bundle has at most {MAX_CALLS} calls", field="calls")
+        _sizes.observe(len(request.calls))
         remaining = calls.current().remaining()
         peer = context.peer() if self._addresses else ""
         tasks = [asyncio.ensure_future(self._answer(call, remaining, peer)) for call in request.calls]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import asyncpg
+import prometheus_client
 
 from chassis import errors
 from chassis.settings import Settings
@@ -39,6 +40,23 @@ _UNREACHABLE = (
 )
 
 
+# All of this process.
+_open: list[Database] = []
+_connections = prometheus_client.Gauge(
+    "triglot_postgres_connections",
+    "Connections to PostgreSQL: busy, idle, or wanted by calls that wait.",
+    ("state",),
+)
+
+
+def _count(state: str) -> Callable[[], float]:
+    return lambda: float(sum(each.connections()[state] for each in tuple(_open)))
+
+
+for _state in ("busy", "idle", "wanted"):
+    _connections.labels(_state).set_function(_count(_state))
+
+
 def load_queries(path: Path) -> SimpleNamespace:
     """The queries of a .sql file as attributes, each under the name of the `-- name: x` line above it."""
     parts = _NAME.split(path.read_text())
@@ -56,18 +74,25 @@ class Database:
         self._timeout_seconds = timeout_seconds
         self._constraints = constraints
         self._answered = float("-inf")
+        self._waiting = 0
+        _open.append(self)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection in autocommit mode. Unavailable if none is free or PostgreSQL does not answer."""
         translated = self._unavailable
+        self._waiting += 1
         try:
             async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
+                self._waiting -= 1
                 translated = self._translated
                 yield connection
                 self._answered = time.monotonic()
         except _CAUGHT as error:
             raise translated(error) from error
+        finally:
+            if translated != self._translated:  # it never got one
+                self._waiting -= 1
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -104,8 +129,15 @@ class Database:
         if time.monotonic() - self._answered > _VOUCHED_SECONDS:
             await self.execute("SELECT 1")
 
+    def connections(self) -> Mapping[str, int]:
+        """How many are busy and idle, and how many callers wait for one."""
+        size, idle = self._pool.get_size(), self._pool.get_idle_size()
+        return {"busy": size - idle, "idle": idle, "wanted": self._waiting}
+
     async def close(self) -> None:
         """Close all connections, waiting a few seconds for those in use."""
+        if self in _open:
+            _open.remove(self)
         try:
             async with asyncio.timeout(5):
                 await self._pool.close()

@@ -16,6 +16,7 @@ from chassis import errors
 from chassis.listener import Listener
 from chassis.postgres import Database
 from chassis.settings import Settings
+from chassis.telemetry import cache_lookups
 from services.serving.catalogue import CHANNEL, Catalogue
 from services.serving.definitions import Group
 from services.serving.plans import Plan, compile_plan
@@ -38,8 +39,8 @@ class DefinitionCache:
         self._catalogue = catalogue
         self._rows = rows
         self._listener = Listener(settings, database, CHANNEL, self.changed, self._gap)
-        self._groups: _Cache[Group] = _Cache(self._load_group, self._vouched_for)
-        self._plans: _Cache[Plan] = _Cache(self._load_plan, self._vouched_for)
+        self._groups: _Cache[Group] = _Cache("groups", self._load_group, self._vouched_for)
+        self._plans: _Cache[Plan] = _Cache("plans", self._load_plan, self._vouched_for)
 
     async def start(self) -> None:
         """Begin to listen. PostgreSQL may be away."""
@@ -95,7 +96,8 @@ class _Cache(Generic[V]):
     `vouched_for` says whether changes are heard of at this moment.
     """
 
-    def __init__(self, load: Callable[[Key], Awaitable[V]], vouched_for: Callable[[], bool]) -> None:
+    def __init__(self, name: str, load: Callable[[Key], Awaitable[V]], vouched_for: Callable[[], bool]) -> None:
+        self._hits, self._misses = cache_lookups.count(name, "yes"), cache_lookups.count(name, "no")
         self._load = load
         self._vouched_for = vouched_for
         # A key is in one of the two at most.
@@ -107,7 +109,9 @@ class _Cache(Generic[V]):
     async def get(self, key: Key) -> V:
         kept = self._kept.get(key)
         if kept is not None:
+            self._hits.add()
             return kept
+        self._misses.add()
         doubtful = self._doubtful.get(key)
         if doubtful is not None and doubtful.trusted_until > time.monotonic():
             return doubtful.value

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import hiredis
 import numpy as np
+import prometheus_client
 import pyarrow as pa
 import pyarrow.compute as pc
 import redis.asyncio
@@ -27,6 +28,7 @@ from chassis import errors
 from chassis.redis import Client, report, translated
 from chassis.redis_line import exchange
 from chassis.redis_nodes import Address, Cluster
+from chassis.telemetry import SIZE_BUCKETS, Count, Histogram
 
 SEPARATOR = b"\n"
 # Stands in the place of a row that was not answered. A row is never as short as that.
@@ -41,6 +43,16 @@ _WRITE_CHUNK = 1_000
 _WRITE_ATTEMPTS = 5
 _SCAN_COUNT = 1_000
 _EXAMPLES = 100
+
+# Reads that share a command, the keys of a command, and reads that wait for their turn.
+_sharing = Histogram(
+    "triglot_redis_read_sharing", "Reads of rows that one command to Redis answers.", bounds=SIZE_BUCKETS
+).series()
+_keys_read = Histogram("triglot_redis_read_keys", "Keys of one command that reads rows.", bounds=SIZE_BUCKETS).series()
+_waiting = Count()
+prometheus_client.Gauge("triglot_redis_reads_waiting", "Reads of rows that wait to be sent to Redis.").set_function(
+    lambda: _waiting.value
+)
 
 # Writes a row unless the stored one is newer. Rows without an event time are the oldest. Numbers in Lua have 53 bits,
 # so equal ones are compared as text once more.
@@ -398,6 +410,7 @@ class _Coalescer:
             return [row for part in parts for row in await self.read(part)]
         future: asyncio.Future[Sequence[bytes | None]] = loop.create_future()
         self._waiting.append((keys, future))
+        _waiting.add()
         if not self._scheduled and len(self._in_flight) < _READS_IN_FLIGHT:
             self._scheduled = True
             loop.call_soon(self._send)
@@ -413,6 +426,7 @@ class _Coalescer:
             size += len(keys)
             taken.append((keys, future))
         del self._waiting[: len(taken)]
+        _waiting.add(-len(taken))
         task = asyncio.get_running_loop().create_task(self._fetch(taken))
         self._in_flight.add(task)
         task.add_done_callback(self._sent)
@@ -427,6 +441,8 @@ class _Coalescer:
         if not wanted:
             return
         keys = wanted[0][0] if len(wanted) == 1 else [key for part, _ in wanted for key in part]
+        _sharing.observe(len(wanted))
+        _keys_read.observe(len(keys))
         try:
             found = iter(await self._get_many(keys))
         except BaseException as error:

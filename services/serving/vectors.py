@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from chassis import errors
 from chassis.datatypes import DataType
+from chassis.telemetry import Histogram
 from services.serving import keys
 from services.serving.fragments import NULL
 from services.serving.plans import Plan, Read
@@ -15,6 +17,13 @@ from services.serving.rows import LOST, SEPARATOR, PartlyUnavailable, Rows
 
 # Names and JSON texts of values: bytes, or msgspec.Raw, which becomes bytes when it is looked at.
 Entry = Mapping[str, Any]
+
+_stage_seconds = Histogram(
+    "triglot_vectors_stage_seconds",
+    "Time that a read of vectors took to find its keys (plan), to wait for rows (redis), to make vectors (assemble).",
+    ("stage",),
+)
+_plan_stage, _redis_stage, _assemble_stage = map(_stage_seconds.series, ("plan", "redis", "assemble"))
 
 FOUND, KEY_WRONG, NO_ROW, NOT_READ = 200, 400, 404, 500
 
@@ -56,21 +65,28 @@ async def read(
     A wrong entry raises InvalidArgument, and a row that cannot be read Unavailable; with `lenient` either fails its own
     vector only, unless no vector is left. A null anywhere raises.
     """
+    began = time.perf_counter()
     require_readable(plan)
     _refuse_null_features(passed)
     lookups = (None if passed and validate else _usual(plan, entries)) or _unusual(
         plan, entries, passed if validate else (), lenient=lenient
     )
+    planned = time.perf_counter()
     found, lost = await _read_rows(rows, lookups.keys, lenient=lenient)
+    arrived = time.perf_counter()
     fragments = _fragments(plan, found, lookups, len(entries))
     for position in (*lookups.failed, *lost):
         fragments[position] = None
     _overlay(plan, fragments, passed)
-    return Vectors(
+    made = Vectors(
         fragments,
         _complete(found, len(entries)),
         _statuses(found, lookups, len(entries)) if with_statuses else (),
     )
+    _plan_stage.observe(planned - began)
+    _redis_stage.observe(arrived - planned)
+    _assemble_stage.observe(time.perf_counter() - arrived)
+    return made
 
 
 def require_readable(plan: Plan) -> None:

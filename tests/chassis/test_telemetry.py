@@ -1,0 +1,67 @@
+"""Metrics: what is counted, and that what Prometheus reads is what happened."""
+
+from __future__ import annotations
+
+import asyncio
+
+import prometheus_client
+import pytest
+
+from chassis import telemetry
+from chassis.postgres import open_database
+from chassis.settings import Settings
+from tests.patience import until
+
+
+def sample(name: str, **labels: str) -> float:
+    """What Prometheus would read; 0 if there is none yet."""
+    return prometheus_client.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def test_a_histogram_counts_what_is_at_most_its_bounds() -> None:
+    histogram = telemetry.Histogram("test_sizes", "x", ("of",), bounds=(1, 10, 100))
+    for value in (1, 2, 10, 11, 1000):
+        histogram.series("keys").observe(value)
+    found = {bound: sample("test_sizes_bucket", of="keys", le=bound) for bound in ("1", "10", "100", "+Inf")}
+    assert found == {"1": 1, "10": 3, "100": 4, "+Inf": 5}
+    assert (sample("test_sizes_count", of="keys"), sample("test_sizes_sum", of="keys")) == (5, 1024)
+
+
+def test_a_counter_grows() -> None:
+    counter = telemetry.Counter("test_seen", "x", ("what",))
+    counter.count("a").add()
+    counter.count("a").add(2)
+    counter.count("b").add()
+    assert (sample("test_seen_total", what="a"), sample("test_seen_total", what="b")) == (3, 1)
+
+
+@pytest.mark.usefixtures("database")
+async def test_connections_to_postgres(settings: Settings) -> None:
+    def found() -> dict[str, float]:
+        return {state: sample("triglot_postgres_connections", state=state) for state in ("busy", "idle", "wanted")}
+
+    before = found()
+    database = await open_database(settings.model_copy(update={"postgres_pool_size": 1}))
+
+    def more() -> dict[str, float]:
+        return {state: number - before[state] for state, number in found().items()}
+
+    try:
+        assert more() == {"busy": 0, "idle": 1, "wanted": 0}
+        async with database.connection():
+            assert more() == {"busy": 1, "idle": 0, "wanted": 0}
+            waiting = asyncio.ensure_future(database.fetchval("SELECT 1"))
+            given_up = asyncio.ensure_future(database.fetchval("SELECT 1"))
+
+            async def both_wait() -> bool:
+                return more() == {"busy": 1, "idle": 0, "wanted": 2}
+
+            await until(both_wait)
+            given_up.cancel()
+            await asyncio.wait((given_up,))
+            assert more()["wanted"] == 1
+        assert await waiting == 1
+        assert more() == {"busy": 0, "idle": 1, "wanted": 0}
+    finally:
+        await database.close()
+    assert more() == {"busy": 0, "idle": 0, "wanted": 0}
