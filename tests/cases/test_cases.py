@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,15 @@ def cases(world_part: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+def opening(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[World]:
+    """Servers of our own are started only where there is no deployment."""
     if DEPLOYED:
-        opening = open_deployment(Path(DEPLOYED))
-    else:
-        opening = open_world(request.getfixturevalue("settings"), request.getfixturevalue("servers"))
+        return open_deployment(Path(DEPLOYED))
+    return open_world(request.getfixturevalue("settings"), request.getfixturevalue("servers"))
+
+
+@pytest.fixture
+async def world(opening: AbstractAsyncContextManager[World]) -> AsyncIterator[World]:
     async with opening as opened:
         yield opened
 
