@@ -142,8 +142,16 @@ class HologresSequences:
                 await connection.execute(f"DELETE FROM {placed(title)}")  # noqa: S608 - quoted names
                 before: list[asyncpg.Record] = []
             else:
+                # First what is read by nobody any more, which others may have inserted without end.
+                of_users = f"{shape.key} = ANY($1::{shape.key_kind}[])"
+                await connection.execute(
+                    f"DELETE FROM {placed(title)} AS t USING (SELECT ctid, row_number() OVER "  # noqa: S608
+                    f"(PARTITION BY {shape.place} ORDER BY {shape.newest}) AS triglot_place FROM {placed(title)} "
+                    f"WHERE {of_users}) AS ranked WHERE t.ctid = ranked.ctid AND triglot_place > {int(shape.longest)}",
+                    [*users],
+                )
                 before = await connection.fetch(
-                    f"DELETE FROM {placed(title)} WHERE {shape.key} = ANY($1::{shape.key_kind}[]) RETURNING *",  # noqa: S608
+                    f"DELETE FROM {placed(title)} WHERE {of_users} RETURNING *",  # noqa: S608
                     [*users],
                 )
             known: dict[Any, list[dict[str, Any]]] = {key: [*rows] for key, rows in users.items()}

@@ -95,11 +95,18 @@ class OnlineStore:
             await self._serving.ensure(group_of(view, self._own.ttl_unit))
 
     async def append(self, view: Row) -> None:
-        """Give a view's group or table the columns that it lacks. Nothing before a publish. Idempotent."""
+        """Give a view's group or table the columns that it lacks. Nothing before a publish. Idempotent.
+
+        Raises FailedPrecondition where each behaviour is kept with the fields that the view had.
+        """
         if hologres.keeps(view):
             await (await self._target(view)).append(view)
-        else:
-            await self._serving.append(view)
+            return
+        if view["type"] == sequences.TYPE and sequences.config_of(view).only_behaviours:
+            raise errors.FailedPrecondition(
+                f"behaviours of view {view['name']} are kept with the fields that it has: it can have no more fields"
+            )
+        await self._serving.append(view)
 
     async def drop(self, view: Row) -> None:
         """Delete a view's rows. Idempotent."""

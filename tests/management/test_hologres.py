@@ -276,6 +276,7 @@ async def test_sequences_are_kept_in_it(
     await caller.answer("WriteFeatureViewTable", FeatureViewId=view, Mode="Merge",
                         Rows=[orjson.dumps(behaviour(10, 13)).decode()])  # fmt: skip
     assert [row["s"] for row in await online(caller, view, 1)] == ["10;8"]
+    assert await database.fetchval("SELECT count(*) FROM shop_profile_seq") == 2
     # A column more, in both tables.
     wider = [*fields, {"Name": "page", "Type": "STRING", "Attributes": []}]
     await caller.answer("UpdateFeatureView", FeatureViewId=view, Fields=wider)

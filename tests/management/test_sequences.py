@@ -295,6 +295,10 @@ async def test_behaviours_without_sequences(
     assert await online(caller, view, "u", "nobody") == [expected(rows[3], "u"), expected(rows[2], "u")]
     await written(caller, view, {**expected(rows[0], "u"), "when": 9, "played": 1.0})
     assert [(row["item"], row["when"]) for row in await online(caller, view, "u")] == [("a", 9), ("b", 3)]
+    # What is kept of each is what the view had then.
+    wider = [*fields, {"Name": "page", "Type": "STRING", "Attributes": []}]
+    message = await caller.refused("UpdateFeatureView", 400, "InvalidParameter", FeatureViewId=view, Fields=wider)
+    assert "can have no more fields" in message
     # There are no sequences that a model could take.
     label = await caller.made(
         "LabelTable", ProjectId="1", DatasourceId="1", Name="behaviours",
