@@ -16,13 +16,16 @@ import pytest
 
 from chassis.inprocess import InProcessChannel
 from chassis.settings import Settings
+from services.management import sequences
+from services.management.offline import OfflineStore
 from services.management.process import open_service
 from services.management.settings import ManagementSettings
+from services.management.workspace import Workspace
 from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
 from tests.management.conftest import Pai, catalogue
 from tests.management.test_publish import logs, online, publish, until_task, worker
-from tests.management.test_training import SEQUENCES, START, sequence, shown
+from tests.management.test_training import SEQUENCES, START, kept_fields, sequence, shown, view_row
 
 FIELDS = [
     {"Name": "user", "Type": "STRING", "Attributes": ["PrimaryKey"]},
@@ -331,14 +334,14 @@ async def test_a_view_shows_the_behaviours_of_another_one(
             "Config": orjson.dumps(own_config).decode(), **changes,
         }  # fmt: skip
 
-    sequences = await caller.made("FeatureView", **referring())
+    shows = await caller.made("FeatureView", **referring())
     # What goes by its name finds it, too.
-    kept = orjson.loads((await caller.answer("GetFeatureView", FeatureViewId=sequences))["Config"])
+    kept = orjson.loads((await caller.answer("GetFeatureView", FeatureViewId=shows))["Config"])
     assert kept == {**SEQUENCES, "referenced_feature_view_id": int(view), "referenced_feature_view_name": "behaviours"}
     async with worker(settings, own, serving):
         await until_task(caller, await publish(caller, view), "Success")
         await written(caller, view, behaviour("new", "z", "click", 5))
-        found = {row["user_id"]: row for row in await online(caller, sequences, "u0", "u1", "u2", "u3", "new")}
+        found = {row["user_id"]: row for row in await online(caller, shows, "u0", "u1", "u2", "u3", "new")}
         assert found["new"]["clicks"] == "z"
         for user in ("u0", "u1", "u2", "u3"):
             own_rows = [each for each in rows if each["user"] == user]
@@ -358,7 +361,7 @@ async def test_a_view_shows_the_behaviours_of_another_one(
         model = await caller.made(
             "ModelFeature", ProjectId="1", Name="m", LabelTableId=label,
             # As in PAI, a sequence is a feature by its name offline.
-            Features=[{"FeatureViewId": sequences, "Name": "clicks", "AliasName": "last", "Type": "STRING"}],
+            Features=[{"FeatureViewId": shows, "Name": "clicks", "AliasName": "last", "Type": "STRING"}],
         )  # fmt: skip
         task = (await caller.answer("ExportModelFeatureTrainingSetTable", ModelFeatureId=model,
                                     RealTimeIterateInterval=5))["TaskId"]  # fmt: skip
@@ -379,7 +382,7 @@ async def test_a_view_shows_the_behaviours_of_another_one(
         ("WriteFeatureViewTable", {"Mode": "Merge", "Rows": [row]}),
         ("WriteFeatureViewTable", {"Mode": "Merge", "UrlDatasource": {"Path": "x.csv"}}),
     ):
-        message = await caller.refused(operation, 400, "InvalidParameter", FeatureViewId=sequences, **asked)
+        message = await caller.refused(operation, 400, "InvalidParameter", FeatureViewId=shows, **asked)
         assert "shows the behaviours of feature view behaviours" in message
     await caller.refused("DeleteFeatureView", 400, "DependencyExists", FeatureViewId=view)
     other = await caller.made("FeatureEntity", Name="other", JoinId="other_id", ProjectId="1")
@@ -389,7 +392,7 @@ async def test_a_view_shows_the_behaviours_of_another_one(
         ({"config": {"referenced_feature_view_name": "other"}}, "as other"),
         ({"config": {"referenced_feature_view_id": 0, "referenced_feature_view_name": "behaviours"}}, "needs a ref"),
         ({"config": {"referenced_feature_view_id": "1"}}, "needs a number"),
-        ({"config": {"referenced_feature_view_id": int(sequences)}}, "refers to another one"),
+        ({"config": {"referenced_feature_view_id": int(shows)}}, "refers to another one"),
         ({"config": {"referenced_feature_view_id": int(plain)}}, "of type Batch"),
         ({"config": {"item_id_field": "thing"}}, "has item where it has thing"),
         ({"config": {"deduplication_method": by_time}}, "has ['item', 'event'] where"),
@@ -405,5 +408,45 @@ async def test_a_view_shows_the_behaviours_of_another_one(
         "CreateFeatureView", 404, "ResourceNotFound", **referring(config={"referenced_feature_view_id": 999})
     )
     await caller.answer("DeleteModelFeature", ModelFeatureId=model)
-    await caller.answer("DeleteFeatureView", FeatureViewId=sequences)
+    await caller.answer("DeleteFeatureView", FeatureViewId=shows)
     await caller.answer("DeleteFeatureView", FeatureViewId=view)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_kept_is_the_same_however_it_comes(seed: int, tmp_path: Path) -> None:
+    """Published at once or in two parts, to serving or to Hologres, or written row by row."""
+    pick = random.Random(seed)
+    way = pick.choice(("item", "time", "custom"))
+    config = {
+        **SEQUENCES, "seq_len_online": pick.choice((0, 2)),
+        "registration_mode": pick.choice(("full_sequence", "full_sequence", "only_behavior")),
+        "deduplication_method": ["user_id", "item_id", "event", *(["timestamp"] if way == "time" else [])],
+        "custom_deduplication_field": "price" if way == "custom" else "",
+        "seq_config": [
+            {"online_seq_name": "a", "seq_event": "click|buy", "seq_len": pick.randrange(1, 6)},
+            {"online_seq_name": "b", "seq_len": pick.randrange(1, 9), "online_behavior_table_fields": ["price"]},
+        ],
+    }  # fmt: skip
+    view = view_row(
+        1, "behaviours", 1, kept_fields(("user", "STRING", "PrimaryKey"), ("item", "STRING", "")), type="Sequence",
+        config=orjson.dumps(config).decode(), online_type="FeatureDB",
+    )  # fmt: skip
+    rows = [{**row, "user": "u", "item": row["item"] or "d"} for row in behaviours(seed)]
+    half = pick.randrange(len(rows))
+    shows = sequences.behaviours_of(view)
+    # The last one first: of two at the same time it is the newer one.
+    whole, older, newer = ([shows.kept(row) for row in some[::-1]] for some in (rows, rows[:half], rows[half:]))
+    expected = shows.newest(whole)
+    assert shows.newest(shows.newest(newer) + shows.newest(older)) == expected
+    write(tmp_path, rows)
+
+    def published(online_type: str, target: str) -> list[dict[str, Any]]:
+        table = OfflineStore([tmp_path]).open({"root": str(tmp_path)}, "behaviours")
+        (folder := tmp_path / target).mkdir()
+        workspace = Workspace(folder, 200, 1)
+        made = sequences.gathered({**view, "online_type": online_type}, table, {}, workspace, folder / "made.parquet")
+        return pq.read_table(made.files[0].path).to_pylist()
+
+    [row] = published("FeatureDB", "served")
+    assert row["behaviours"] == expected
+    assert [shows.kept(each) for each in published("Hologres", "rows")[::-1]] == expected
