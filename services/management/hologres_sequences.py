@@ -14,7 +14,7 @@ import asyncpg
 
 from chassis import datatypes, errors
 from services.management import publish, sequences
-from services.management.hologres import Hologres, quoted
+from services.management.hologres import PUBLIC, Hologres, quoted
 from services.management.hologres_rows import (
     ORDINAL,
     STAGING,
@@ -159,7 +159,7 @@ class HologresSequences:
                 known[record[shape.behaviours.key]].append(dict(record))
             await connection.copy_records_to_table(
                 title,
-                schema_name="public",
+                schema_name=PUBLIC,
                 records=[record for key, rows in known.items() for record in shape.records(key, rows)],
                 columns=[name for name, _ in shape.columns],
             )

@@ -33,7 +33,7 @@ _DAY = 'day = os.environ["DAY"]  # such as 20260131\n'
 
 def publish_table(view: Row) -> str:
     """Publishes a view; empty for one that has nothing to publish."""
-    if not view["sync_online_table"] or view["type"] == "Stream":
+    if not view["sync_online_table"] or view["type"] == "Stream" or view["referenced_view_id"] is not None:
         return ""
     partitions = fields.having(fields.loaded(view["fields"]), fields.PARTITION)
     chosen = ", ".join(f'{name!r}: {{"value": day}}' for name in partitions)

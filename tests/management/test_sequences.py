@@ -336,7 +336,9 @@ async def test_a_view_shows_the_behaviours_of_another_one(
 
     shows = await caller.made("FeatureView", **referring())
     # What goes by its name finds it, too.
-    kept = orjson.loads((await caller.answer("GetFeatureView", FeatureViewId=shows))["Config"])
+    got = await caller.answer("GetFeatureView", FeatureViewId=shows)
+    assert got["PublishTableScript"] == ""
+    kept = orjson.loads(got["Config"])
     assert kept == {**SEQUENCES, "referenced_feature_view_id": int(view), "referenced_feature_view_name": "behaviours"}
     async with worker(settings, own, serving):
         await until_task(caller, await publish(caller, view), "Success")

@@ -852,7 +852,8 @@ class ListFeatureViewOnlineFeaturesResponse(_message.Message):
     @_builtins.property
     def online_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """A JSON object as text for each key that has a row, in the order of the keys. The key's column is named by the
-        entity's join id; a timestamp is milliseconds since 1970.
+        entity's join id; a timestamp is milliseconds since 1970. Of a Sequence view whose Config has the registration_mode
+        only_behavior: one for each behaviour of each key, newest first.
         """
 
     def __init__(
@@ -1181,7 +1182,9 @@ class UrlDatasource(_message.Message):
     DELIMITER_FIELD_NUMBER: _builtins.int
     OMIT_HEADER_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """An absolute path or a `file:` URL, below a folder of TRIGLOT_MANAGEMENT_OFFLINE_ROOTS."""
+    """An absolute path or a `file:` URL, below a folder of TRIGLOT_MANAGEMENT_OFFLINE_ROOTS; or a `http:`, `https:` or
+    `oss:` URL at a host of TRIGLOT_MANAGEMENT_URL_HOSTS.
+    """
     delimiter: _builtins.str
     """One character; empty: a comma."""
     omit_header: _builtins.bool

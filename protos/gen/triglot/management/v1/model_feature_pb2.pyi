@@ -38,7 +38,7 @@ class SelectedFeature(_message.Message):
     feature_view_name: _builtins.str
     """That view's name. Output only."""
     name: _builtins.str
-    """Name of a field of that view."""
+    """Name of a field of that view. Of a Sequence view also the name, offline or online, of a sequence in its Config."""
     alias_name: _builtins.str
     """What the model calls it; empty: its name."""
     prefix_name: _builtins.str
@@ -879,7 +879,9 @@ class ExportModelFeatureTrainingSetTableRequest(_message.Message):
     model_feature_id: _builtins.str
     """Decimal number."""
     real_time_iterate_interval: _builtins.int
-    """Kept in the task's configuration, without effect: rows of a stream are read from their table."""
+    """How often PAI polls for real-time features. Kept in the task's configuration, without effect, as its log says: rows
+    of a stream are read from their table.
+    """
     real_time_partition_count_value: _builtins.int
     """Days, 0 or more. Of a Stream view, only rows of so many days before the label's event time. 0: as its TTL says."""
     @_builtins.property
