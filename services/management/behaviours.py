@@ -25,13 +25,8 @@ def given(view: Row, texts: Sequence[str]) -> dict[Any, list[dict[str, Any]]]:
 
     Raises InvalidArgument for a view whose Config names no columns of behaviours, and what `json_rows.batch_of` does.
     """
-    behaviours = sequences.behaviours_of(view)
+    behaviours = sequences.written_of(view)
     config = behaviours.config
-    for name, column in (
-        ("item_id_field", config.item), ("event_field", config.event), ("timestamp_field", config.time)
-    ):  # fmt: skip
-        if not column:
-            raise invalid("Rows", f"cannot be written to a Sequence view whose Config has no {name}")
     kinds = behaviours.kinds
     _check_type(behaviours.key, kinds, _KEYS)
     _check_type(config.time, kinds, _TIMES)

@@ -9,7 +9,7 @@ from chassis import calls
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import fg_feature_pb2 as fg_pb
 from protos.gen.triglot.management.v1 import model_feature_pb2 as pb
-from services.management import audited, fg, fields, scripts, sequences
+from services.management import audited, fg, fields, scripts, sequence_config, sequences
 from services.management.inputs import (
     distinct,
     fetch_page,
@@ -233,7 +233,7 @@ async def _selection(connection: Connection, project_id: int, request: Any) -> _
 def _names(view: Row) -> set[str]:
     """What can be selected of a view: its fields, and sequences by their names offline, as in PAI, or online."""
     names = {field["name"] for field in fields.loaded(view["fields"])}
-    return names | sequences.names_of(view["config"]) if view["type"] == sequences.TYPE else names
+    return names | sequence_config.names_of(view["config"]) if view["type"] == sequences.TYPE else names
 
 
 async def _insert(connection: Connection, project_id: int, identifier: int, selection: _Selection) -> None:

@@ -39,6 +39,7 @@ from services.management.publish import (
     versions_of,
 )
 from services.management.rows import Row
+from services.management.sequence_config import config_of
 from services.management.settings import ManagementSettings
 
 _ABSENT = ("FEATURE_GROUP_NOT_FOUND", "FEATURE_STORE_NOT_FOUND")
@@ -102,7 +103,7 @@ class OnlineStore:
         if hologres.keeps(view):
             await (await self._target(view)).append(view)
             return
-        if view["type"] == sequences.TYPE and sequences.config_of(view).only_behaviours:
+        if view["type"] == sequences.TYPE and config_of(view).only_behaviours:
             raise errors.FailedPrecondition(
                 f"behaviours of view {view['name']} are kept with the fields that it has: it can have no more fields"
             )

@@ -119,7 +119,7 @@ def key_of(view: Row) -> str:
     if view["join_id"] is None:
         raise invalid("FeatureViewId", "is a feature view without a feature entity, whose JoinId names the key")
     if view["type"] == SEQUENCE:
-        return sequences.behaviours_of(view).key
+        return sequences.written_of(view).key
     keys = fields.having(fields.loaded(view["fields"]), fields.PRIMARY_KEY)
     if not keys:
         raise invalid("FeatureViewId", "is a feature view without a primary key: no field has that attribute")

@@ -1,4 +1,4 @@
-"""Sequence views: what their Config says, and sequences of a user's behaviours, newest first, as PAI's SDKs show them.
+"""Sequences of a user's behaviours, newest first, as PAI's SDKs show them.
 
 A sequence S of items is a text, items parted by `;`. `S__event`, `S__ts` and so on are of the same length and order.
 
@@ -9,7 +9,6 @@ enough is left out. So what is kept of two sets of behaviours is what would be k
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,19 +21,15 @@ import pyarrow.parquet as pq
 
 from chassis import datatypes, errors
 from services.management import fields, hologres
-from services.management.inputs import invalid, json_object
+from services.management.inputs import invalid
 from services.management.offline import File, Table
 from services.management.rows import Row
+from services.management.sequence_config import MAX_LENGTH, Config, Wanted, config_of, unusable
 from services.management.workspace import Time, Workspace, cast, quoted, time_of
 
 TYPE = "Sequence"
-MAX_LENGTH = 10_000
-FULL_SEQUENCE, ONLY_BEHAVIOR = "full_sequence", "only_behavior"
-# So many behaviours of each event are kept of each user where only behaviours are asked for, and not how many.
-_KEPT = 1_000
 # The column of a view's online rows that holds a user's behaviours, newest first.
 BEHAVIOURS = "behaviours"
-_BY_ITEM = ("user_id", "item_id", "event")
 _SEPARATOR = ";"
 # Of behaviours at the same time the one that was written last is the newest.
 _NEWEST = "t DESC, part DESC, ordinal DESC, file_row_number DESC"
@@ -44,148 +39,12 @@ _OLDEST = "t, part, ordinal, file_row_number"
 Kept = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One sequence: its names offline and online, the events in it (none: all), and what else is told of each item."""
-
-    offline_name: str
-    name: str
-    events: Sequence[str]
-    length: int
-    more: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Config:
-    """A Sequence view's Config."""
-
-    # The table of ready-made sequences; empty if they are made of behaviours.
-    offline_table: str
-    offline_key: str
-    offline_time: str
-    sequences: Sequence[Wanted]
-    item: str
-    event: str
-    time: str
-    play_time: str
-    # Columns of which no two behaviours of a user may be equal in all.
-    unique: Sequence[str]
-    # The column that is one of these besides item and event; empty if there is none.
-    custom: str
-    # A behaviour of an event is shown only if it was played for longer than this.
-    play_times: Mapping[str, float]
-    # There are no sequences: the behaviours themselves are shown.
-    only_behaviours: bool
-    # So many behaviours of each event are kept, besides those that sequences show.
-    kept: int
-
-    @property
-    def windows(self) -> list[tuple[Sequence[str], int, bool]]:
-        """What is kept of each user: events (none: all), and how many of the newest, of all of these or of each."""
-        # Items that are grouped are shown with all their events: so many of each are needed.
-        each = bool(self.custom)
-        shown = [(wanted.events, wanted.length, each) for wanted in self.sequences]
-        return [*shown, *([((), self.kept, True)] if self.kept else [])]
-
-
-def config_of(view: Row) -> Config:
-    """Raises InvalidArgument for a Config without which nothing can be made."""
-    given = json_object("Config", view["config"])
-
-    def text(name: str, needed: bool = False) -> str:
-        value = given.get(name, "")
-        if not isinstance(value, str) or (needed and not value):
-            raise _unusable(view, f"needs {name}")
-        return value
-
-    mode = text("registration_mode") or FULL_SEQUENCE
-    if mode not in (FULL_SEQUENCE, ONLY_BEHAVIOR):
-        raise _unusable(view, f"needs a registration_mode of {FULL_SEQUENCE} or {ONLY_BEHAVIOR}")
-    only_behaviours = mode == ONLY_BEHAVIOR
-    listed = [] if only_behaviours else given.get("seq_config")
-    if not isinstance(listed, list) or not (listed or only_behaviours) or not all(isinstance(x, dict) for x in listed):
-        raise _unusable(view, "needs seq_config, a list")
-    kept = given.get("seq_len_online") or 0
-    if not isinstance(kept, int) or isinstance(kept, bool) or not 0 <= kept <= MAX_LENGTH:
-        raise _unusable(view, f"needs a seq_len_online of 1 to {MAX_LENGTH}, or none")
-    table = "" if only_behaviours else text("offline_seq_table_name")
-    play_times = _play_times(view, text("play_time_filter"))
-    item, event, time = (text(name, not table) for name in ("item_id_field", "event_field", "timestamp_field"))
-    return Config(
-        offline_table=table,
-        offline_key=text("offline_seq_table_pk_field", bool(table)),
-        offline_time=text("offline_seq_table_event_time_field", bool(table)),
-        sequences=[_wanted(view, each) for each in listed],
-        item=item,
-        event=event,
-        time=time,
-        play_time=text("play_time_field", bool(play_times)),
-        unique=(unique := _unique(view, given, item, event, time)),
-        custom="".join(unique[2:]) if unique[2:] != [time] else "",
-        play_times=play_times,
-        only_behaviours=only_behaviours,
-        kept=kept or (_KEPT if only_behaviours else 0),
-    )
-
-
-def _wanted(view: Row, given: dict[str, Any]) -> Wanted:
-    offline, online = given.get("offline_seq_name", ""), given.get("online_seq_name", "")
-    events, length, more = given.get("seq_event", ""), given.get("seq_len"), given.get("online_behavior_table_fields")
-    if not all(isinstance(each, str) for each in (offline, online, events)) or not (offline or online):
-        raise _unusable(view, "needs offline_seq_name or online_seq_name in each seq_config")
-    if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= MAX_LENGTH:
-        raise _unusable(view, f"needs a seq_len of 1 to {MAX_LENGTH} in each seq_config")
-    if not isinstance(more or [], list) or not all(isinstance(each, str) for each in more or []):
-        raise _unusable(view, "needs a list of names as online_behavior_table_fields")
-    return Wanted(
-        offline or online, online or offline, [each for each in events.split("|") if each], length, more or []
-    )
-
-
-def _unique(view: Row, given: dict[str, Any], item: str, event: str, time: str) -> list[str]:
-    method = given.get("deduplication_method") or list(_BY_ITEM)
-    custom = given.get("custom_deduplication_field") or ""
-    if not isinstance(custom, str) or custom in (item, event, time):
-        raise _unusable(view, "needs another field as custom_deduplication_field, or none")
-    if method == list(_BY_ITEM):
-        return [item, event, *([custom] if custom else [])]
-    if method == [*_BY_ITEM, "timestamp"]:
-        return [item, event, time]
-    raise _unusable(view, f"needs a deduplication_method of {list(_BY_ITEM)}, with or without 'timestamp' at its end")
-
-
-def _play_times(view: Row, text: str) -> dict[str, float]:
-    """`play:3;look:0.5`, by event."""
-    found = {}
-    for part in filter(None, text.split(";")):
-        event, _, bound = part.partition(":")
-        try:
-            found[event] = float(bound)
-        except ValueError:
-            found[event] = math.nan
-        if not event or not math.isfinite(found[event]):
-            raise _unusable(view, f"needs a play_time_filter such as 'play:3;look:0.5', and not {part!r}")
-    return found
-
-
-def _unusable(view: Row, why: str) -> errors.InvalidArgument:
-    return errors.InvalidArgument(f"the Config of view {view['name']} {why}", field="Config")
-
-
 def output_of(view: Row) -> list[tuple[str, str]]:
     """Name in a training set, and in what is joined, of each column that the view gives."""
     config = config_of(view)
     if config.offline_table:
         return [(each.name, each.offline_name) for each in config.sequences]
     return [(name, name) for name in behaviours_of(view).names]
-
-
-def names_of(text: str) -> set[str]:
-    """What a Config, usable or not, calls sequences, offline and online."""
-    listed = json_object("Config", text).get("seq_config")
-    given = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    names = (each.get(name) for each in given for name in ("offline_seq_name", "online_seq_name"))
-    return {name for name in names if isinstance(name, str) and name}
 
 
 def column_of(view: Row, name: str) -> str:
@@ -444,6 +303,18 @@ def _within(behaviours: Iterable[Kept], events: Sequence[str], length: int, each
     return found
 
 
+def written_of(view: Row) -> Behaviours:
+    """As `behaviours_of`. Raises InvalidArgument also where Config has ready-made sequences and no behaviours."""
+    behaviours = behaviours_of(view)
+    config = behaviours.config
+    for name, field in (
+        ("item_id_field", config.item), ("event_field", config.event), ("timestamp_field", config.time)
+    ):  # fmt: skip
+        if not field:
+            raise unusable(view, f"has no {name}, so that no behaviours can be kept")
+    return behaviours
+
+
 def online_columns(view: Row) -> list[tuple[str, str, str]]:
     """Name in what is made for publishing, name online and Hive type of each column of what a view has online."""
     behaviours = behaviours_of(view)
@@ -474,18 +345,6 @@ def gathered(view: Row, table: Table, partitions: Mapping[str, Any], workspace: 
         made = behaviours.table_sql() if by_row else behaviours.online_sql(quoted(behaviours.key))
         workspace.run(f"COPY ({made}) TO ? (FORMAT parquet, ROW_GROUP_SIZE 10000)", [str(path)])
     return Table(table.name, (File(path, {}, table.name),), pq.read_schema(path), ())
-
-
-def referenced(text: str) -> tuple[int, str] | None:
-    """Id and name of the view that a Config refers to. PAI's SDKs go by the id, and then by the name. Raises
-    InvalidArgument."""
-    given = json_object("Config", text)
-    identifier, title = given.get("referenced_feature_view_id") or 0, given.get("referenced_feature_view_name") or ""
-    if not isinstance(identifier, int) or isinstance(identifier, bool) or identifier < 0:
-        raise invalid("Config", "needs a number as referenced_feature_view_id")
-    if not isinstance(title, str) or (title and not identifier):
-        raise invalid("Config", "needs a referenced_feature_view_id where it has a referenced_feature_view_name")
-    return (identifier, title) if identifier else None
 
 
 def check_referenced(view: Row, source: Row) -> None:
@@ -528,7 +387,7 @@ def behaviours_of(view: Row) -> Behaviours:
     config = config_of(source)
     told = [name for name in (keys[0], config.item, config.event, config.time, config.play_time, config.custom) if name]
     if len(set(told)) < len(told):
-        raise _unusable(source, f"needs one field for each of key, item, event, times and what is unique, not {told}")
+        raise unusable(source, f"needs one field for each of key, item, event, times and what is unique, not {told}")
     kinds = {each["name"]: each["type"] for each in known if fields.PARTITION not in each["attributes"]}
     told = [config.custom, *(name for wanted in config.sequences for name in wanted.more)]
     if config.only_behaviours or hologres.keeps(view):

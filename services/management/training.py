@@ -17,6 +17,7 @@ from services.management.inputs import distinct, invalid, not_negative
 from services.management.models import seen_name
 from services.management.offline import Table
 from services.management.rows import Row
+from services.management.sequence_config import config_of
 from services.management.views import mock_table_of, offline_table_of
 from services.management.workspace import Time
 
@@ -230,7 +231,7 @@ class _Planner:
         )
 
     def _sequence_join(self, view: Row, key: Key, settings: Mapping[str, Any]) -> Join:
-        config = sequences.config_of(view)
+        config = config_of(view)
         if config.only_behaviours:
             raise errors.InvalidArgument(f"view {view['name']} cannot be joined: it has behaviours, and no sequences")
         if config.offline_table:

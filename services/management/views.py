@@ -11,7 +11,7 @@ import orjson
 from chassis import calls, errors
 from chassis.postgres import Connection, Database
 from protos.gen.triglot.management.v1 import feature_view_pb2 as pb
-from services.management import audited, fields, scripts, sequences
+from services.management import audited, fields, scripts, sequence_config, sequences
 from services.management.datasources import Datasources
 from services.management.inputs import (
     fetch_page,
@@ -54,7 +54,7 @@ class FeatureViews:
             raise invalid("SyncOnlineTable", "is required")
         not_negative("TTL", request.ttl)
         config = json_object("Config", request.config)
-        referenced = sequences.referenced(request.config) if kind == sequences.TYPE else None
+        referenced = sequence_config.referenced(request.config) if kind == sequences.TYPE else None
         columns = await self._columns(request, method)
         async with self._database.transaction() as connection:
             project = await share_project(connection, request.project_id)

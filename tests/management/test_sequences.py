@@ -142,6 +142,18 @@ async def test_configurations_of_sequences(caller: Pai, tmp_path: Path) -> None:
             "PublishFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode="Merge", OfflineToOnline=True
         )
         assert said in message
+    view = await caller.made(
+        "FeatureView", ProjectId=ids["project"], Name="ready", Type="Sequence", FeatureEntityId=ids["entity"],
+        WriteMethod="ByReadyMadeTable", RegisterTable="behaviours", RegisterDatasourceId=ids["offline"],
+        SyncOnlineTable=True, Fields=FIELDS, Config=orjson.dumps({
+            "offline_seq_table_name": "ready", "offline_seq_table_pk_field": "user",
+            "offline_seq_table_event_time_field": "when", "seq_config": [first],
+        }).decode(),
+    )  # fmt: skip
+    message = await caller.refused(
+        "PublishFeatureViewTable", 400, "InvalidParameter", FeatureViewId=view, Mode="Merge", OfflineToOnline=True
+    )
+    assert "has no item_id_field" in message
     # Nor can behaviours be written to the first one, which does not say what the item is.
     rows = {"FeatureViewId": "1", "Mode": "Merge", "Rows": ["{}"]}
     assert "item_id_field" in await caller.refused("WriteFeatureViewTable", 400, "InvalidParameter", **rows)
