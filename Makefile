@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python
 INSTALL := install -qq --require-hashes
-DROPINS := feast hopsworks hsfs pai valkey
+DROPINS := feast hopsworks hsfs pai schemathesis valkey
 # Tests run in so many processes, each with servers of its own.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
