@@ -29,7 +29,7 @@ from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.server import explained
 from chassis.settings import Settings
-from triglot import audit, tasks, usage
+from triglot import audit, doctor, tasks, usage
 from triglot.deployment import open_serving, read_endpoints
 from triglot.schemas import SCHEMAS
 from triglot.terminal import DEFAULT_DATA_DIR, AsJson, DataDir, console, print_json
@@ -50,6 +50,7 @@ app.add_typer(serve, name="serve")
 app.add_typer(tasks.app, name="tasks")
 app.command()(usage.usage)
 app.command()(audit.audit)
+app.command()(doctor.doctor)
 
 
 Certificate = Annotated[str | None, typer.Option("--cert", "-c", help="PEM file of the certificate chain, for TLS.")]

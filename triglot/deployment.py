@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import orjson
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -106,6 +107,38 @@ async def open_serving(data_dir: Path, target: str | None = None, api_key: str |
             raise Unavailable(f"serving does not answer at {target}: {error.message}") from None
         except Unauthenticated as error:
             raise Unauthenticated(f"{error.message}: say who calls with --api-key or TRIGLOT_API_KEY") from None
+
+
+SERVICES = ("registry", "serving", "management")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a service of a deployment is, how it is called, and the key that is shown."""
+
+    service: str
+    address: str
+    settings: Settings
+    api_key: str
+
+    def open(self) -> grpc.aio.Channel:
+        """A channel to it, made inside the running loop."""
+        return open_channel(self.address, self.settings)
+
+
+def targets(data_dir: Path) -> list[Target]:
+    """The services of the deployment that the environment names, or else of the one that runs on a data folder.
+
+    Raises CannotStart if there is none.
+    """
+    settings, key = Settings(), CallerSettings().api_key.get_secret_value()
+    addresses = {service: str(getattr(settings, f"{service}_target")) for service in SERVICES}
+    if not settings.model_fields_set & {f"{service}_target" for service in SERVICES}:
+        endpoints = read_endpoints(data_dir)
+        addresses = {service: endpoints[f"{service}_grpc"] for service in SERVICES}
+        key = endpoints["api_key"]
+        settings = settings.model_copy(update={"tls_authority": endpoints["certificate"]})
+    return [Target(service, address, settings, key) for service, address in addresses.items()]
 
 
 def read_endpoints(data_dir: Path) -> dict[str, Any]:

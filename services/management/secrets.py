@@ -15,7 +15,7 @@ from services.management.inputs import invalid, json_object
 from services.management.rows import QUERIES, Row
 
 MASK = "******"
-_PURPOSE = "datasource config"
+PURPOSE = "datasource config"
 _AT_ONCE = 100
 _NAME = r"passw|pass_?phrase|(?:\b|_)(?:pass|sk)\b|pwd|secret|token|credential|(?:access|api|private|account)[\s_-]?key"
 _NAMES_A_SECRET = re.compile(_NAME, re.IGNORECASE)
@@ -62,13 +62,13 @@ class ConfigKeeper:
         if shown == config:
             # Kept as it was given, where nothing in it changed.
             return KeptConfig(config, text if old is None else orjson.dumps(config).decode(), None)
-        sealed = self._box.encrypt(orjson.dumps(config).decode(), _PURPOSE)
+        sealed = self._box.encrypt(orjson.dumps(config).decode(), PURPOSE)
         return KeptConfig(config, orjson.dumps(shown).decode(), sealed)
 
     def open(self, row: Row) -> dict[str, Any]:
         """The whole configuration of a row of `datasource`. For use, never for show."""
         sealed = row["config_sealed"]
-        return json_object("Config", row["config"] if sealed is None else self._box.decrypt(sealed, _PURPOSE))
+        return json_object("Config", row["config"] if sealed is None else self._box.decrypt(sealed, PURPOSE))
 
 
 async def renew(database: Database, box: SecretBox) -> int:
@@ -78,7 +78,7 @@ async def renew(database: Database, box: SecretBox) -> int:
     while rows := await database.fetch(QUERIES.sealed_configs, last, _AT_ONCE):
         for row in rows:
             last, sealed = row["id"], row["config_sealed"]
-            fresh = box.renewed(sealed, _PURPOSE)
+            fresh = box.renewed(sealed, PURPOSE)
             if fresh is not None:
                 await database.execute(QUERIES.reseal_config, last, sealed, fresh)
                 renewed += 1
