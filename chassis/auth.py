@@ -177,7 +177,8 @@ class Keys:
         if not (isinstance(canonical, bytes) and all((date, nonce, key_id, signature))):
             raise errors.Unauthenticated("the signature is incomplete", reason="SIGNATURE_INCOMPLETE")
         signed_at = _parsed_date(date)
-        row = await self._database.fetchrow(QUERIES.principal_by_access_key, key_id)
+        # A text that is no key's id may be one that PostgreSQL does not take.
+        row = await self._database.fetchrow(QUERIES.principal_by_access_key, key_id) if key_id.isalnum() else None
         if row is None or _has_expired(row):
             raise errors.Unauthenticated("no such access key", reason="ACCESS_KEY_NOT_FOUND", access_key_id=key_id)
         secret = self._box.decrypt(row["secret_encrypted"], ACCESS_KEY_PURPOSE)
