@@ -23,7 +23,7 @@ from services.management.inputs import (
     visible_stores,
 )
 from services.management.projects import permitted, share_project
-from services.management.rows import QUERIES, Row, timestamp
+from services.management.rows import QUERIES, Row, locked, timestamp
 from services.management.tasks import MODEL_FEATURE, at_work
 
 _MAX_FEATURES = 5_000
@@ -78,7 +78,7 @@ class ModelFeatures:
             self._database.transaction() as connection,
             audited.changing(connection, audited.MODEL_FEATURE, identifier),
         ):
-            row = await connection.fetchrow(QUERIES.lock_model_feature, identifier)
+            row = await locked(connection, QUERIES.lock_model_feature, QUERIES.locked_model_feature, identifier)
             if row is None:
                 raise not_found("ModelFeature", identifier)
             project_id = row["project_id"]
@@ -101,7 +101,7 @@ class ModelFeatures:
         identifier = number("ModelFeatureId", key)
         permitted("ModelFeature", key, await self._database.fetchrow(QUERIES.model_feature, identifier))
         async with self._database.transaction() as connection:
-            row = await connection.fetchrow(QUERIES.lock_model_feature, identifier)
+            row = await locked(connection, QUERIES.lock_model_feature, QUERIES.locked_model_feature, identifier)
             if row is not None and row["active_task"] is not None:
                 raise at_work(row["active_task"], MODEL_FEATURE)
             async with audited.changing(connection, audited.MODEL_FEATURE, identifier):

@@ -26,7 +26,7 @@ from services.management.inputs import (
     text_id,
     visible_stores,
 )
-from services.management.rows import QUERIES, Row, timestamp
+from services.management.rows import QUERIES, Row, locked, timestamp
 from services.management.tables import OFFLINE_TYPE
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{1,17}")
@@ -114,7 +114,8 @@ class Projects:
         """Raises NotFound, AlreadyExists; FailedPrecondition for a new name while there are feature views."""
         identifier = number("ProjectId", request.project_id)
         async with self._database.transaction() as connection:
-            row = permitted("Project", identifier, await connection.fetchrow(QUERIES.lock_project, identifier))
+            row = await locked(connection, QUERIES.lock_project, QUERIES.locked_project, identifier)
+            row = permitted("Project", identifier, row)
             title = request.name if request.HasField("name") else row["name"]
             store = self._store("Name", title)
             if store != row["feature_store"] and row["has_views"]:
@@ -132,7 +133,8 @@ class Projects:
         """Raises NotFound; FailedPrecondition while anything is in it."""
         identifier = number("ProjectId", key)
         async with self._database.transaction() as connection:
-            permitted("Project", identifier, await connection.fetchrow(QUERIES.lock_project, identifier))
+            row = await locked(connection, QUERIES.lock_project, QUERIES.locked_project, identifier)
+            permitted("Project", identifier, row)
             async with audited.changing(connection, audited.PROJECT, identifier):
                 await connection.execute(QUERIES.delete_project, identifier)
 

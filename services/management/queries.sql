@@ -70,8 +70,12 @@ SELECT * FROM management.project WHERE id = $1 FOR KEY SHARE;
 
 -- name: lock_project
 -- Primary key.
+SELECT id FROM management.project WHERE id = $1 FOR UPDATE;
+
+-- name: locked_project
+-- Primary key; feature_view_name_key.
 SELECT p.*, EXISTS (SELECT FROM management.feature_view v WHERE v.project_id = p.id) AS has_views
-FROM management.project p WHERE id = $1 FOR UPDATE OF p;
+FROM management.project p WHERE id = $1;
 
 -- name: shown_projects
 -- Primary key; counts by feature_entity_name_key, feature_view_name_key, model_feature_name_key.
@@ -221,13 +225,17 @@ LEFT JOIN management.feature_entity e ON e.id = v.feature_entity_id
 WHERE v.project_id = $1 AND v.id = $2 FOR KEY SHARE OF v;
 
 -- name: lock_feature_view
+-- Primary key.
+SELECT id FROM management.feature_view WHERE id = $1 FOR UPDATE;
+
+-- name: locked_feature_view
 -- Primary key; task_feature_view.
 SELECT v.*, (
     SELECT min(t.id) FROM management.task t WHERE t.feature_view_id = v.id AND t.status IN ('Initializing', 'Running')
 ) AS active_task, EXISTS (
     SELECT FROM management.task t WHERE t.feature_view_id = v.id AND t.type = 'OfflineToOnline' AND t.executed_at IS NOT NULL
 ) OR v.written_online AS was_published
-FROM management.feature_view v WHERE v.id = $1 FOR UPDATE OF v;
+FROM management.feature_view v WHERE v.id = $1;
 
 -- name: mark_written_online
 -- Primary key.
@@ -367,12 +375,16 @@ FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[]) WITH O
 DELETE FROM management.selected_feature WHERE model_feature_id = $1;
 
 -- name: lock_model_feature
+-- Primary key.
+SELECT id FROM management.model_feature WHERE id = $1 FOR UPDATE;
+
+-- name: locked_model_feature
 -- Primary key; task_object.
 SELECT m.*, (
     SELECT min(t.id) FROM management.task t
     WHERE t.object_type = 'ModelFeature' AND t.object_id = m.id AND t.status IN ('Initializing', 'Running')
 ) AS active_task
-FROM management.model_feature m WHERE m.id = $1 FOR UPDATE OF m;
+FROM management.model_feature m WHERE m.id = $1;
 
 -- name: model_feature
 -- Primary keys.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chassis.postgres import load_queries
+from chassis.postgres import Connection, load_queries
 
 QUERIES = load_queries(Path(__file__).parent / "queries.sql")
 
@@ -20,6 +20,16 @@ class Row(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
     def get(self, column: str, /) -> Any: ...
     def keys(self) -> Iterable[str]: ...
+
+
+async def locked(connection: Connection, lock: str, state: str, identifier: int) -> Row | None:
+    """What query `state` finds of a row, or None, once query `lock` holds it until the transaction ends.
+
+    Two statements, because one that had to wait for the row would go on with what it saw before.
+    """
+    await connection.execute(lock, identifier)
+    found: Row | None = await connection.fetchrow(state, identifier)
+    return found
 
 
 def timestamp(at: datetime | None) -> Timestamp | None:

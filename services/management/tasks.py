@@ -22,7 +22,7 @@ from services.management.inputs import (
     visible_stores,
 )
 from services.management.projects import permitted
-from services.management.rows import QUERIES, Row, timestamp
+from services.management.rows import QUERIES, Row, locked, timestamp
 
 OFFLINE_TO_ONLINE, WRITE_TABLE, EXPORT_TRAINING_SET = "OfflineToOnline", "WriteTable", "ExportTrainingSet"
 FEATURE_VIEW, MODEL_FEATURE = "FeatureView", "ModelFeature"
@@ -55,11 +55,11 @@ class Tasks:
         """The same for the task that writes a view's offline table. FailedPrecondition while another task is at work
         on the view: what two of them merged into one table would be one's or the other's."""
         async with self._database.transaction() as connection:
-            locked = await connection.fetchrow(QUERIES.lock_feature_view, view["id"])
-            if locked is None:
+            row = await locked(connection, QUERIES.lock_feature_view, QUERIES.locked_feature_view, view["id"])
+            if row is None:
                 raise not_found("FeatureView", view["id"])
-            if locked["active_task"] is not None:
-                raise at_work(locked["active_task"])
+            if row["active_task"] is not None:
+                raise at_work(row["active_task"])
             return await self._make(connection, WRITE_TABLE, view, config)
 
     async def export(self, model: Row, config: Mapping[str, Any]) -> int:

@@ -30,7 +30,7 @@ from services.management.inputs import (
     visible_stores,
 )
 from services.management.projects import permitted, share_project
-from services.management.rows import QUERIES, Row, timestamp
+from services.management.rows import QUERIES, Row, locked, timestamp
 from services.management.tables import READ_TYPES
 from services.management.tasks import at_work
 
@@ -171,7 +171,7 @@ class FeatureViews:
         shown = await self.row(request.feature_view_id)
         columns = fields.kept_view_fields(request.fields)
         async with self._database.transaction() as connection:
-            row = await connection.fetchrow(QUERIES.lock_feature_view, identifier)
+            row = await locked(connection, QUERIES.lock_feature_view, QUERIES.locked_feature_view, identifier)
             if row is None:
                 raise not_found("FeatureView", identifier)
             old = fields.loaded(row["fields"])
@@ -196,7 +196,7 @@ class FeatureViews:
         """
         shown = await self.row(key)
         async with self._database.transaction() as connection:
-            row = await connection.fetchrow(QUERIES.lock_feature_view, shown["id"])
+            row = await locked(connection, QUERIES.lock_feature_view, QUERIES.locked_feature_view, shown["id"])
             if row is None:
                 raise not_found("FeatureView", key)
             if row["active_task"] is not None:

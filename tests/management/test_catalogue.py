@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +16,11 @@ import pytest
 
 from chassis.postgres import Database
 from chassis.principals import Principal
+from chassis.settings import Settings
 from gateway.dialects.pai.operations import OPERATIONS
 from services.management.settings import ManagementSettings
 from tests.management.conftest import Pai, catalogue
+from tests.patience import until
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00")
 KEY = {"Name": "user_id", "Type": "INT64", "Attributes": ["PrimaryKey"]}
@@ -455,3 +458,46 @@ async def test_every_operation_asks_for_its_own_action(
     for operation in OPERATIONS:
         message = await bob.refused(operation.name, 403, "UnauthorizedOperation")
         assert f"featurestore:{operation.name}" in message
+
+
+# Connections that wait for a row.
+_WAITING = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
+
+async def test_who_waited_sees_what_came_meanwhile(caller: Pai, settings: Settings, database: Database) -> None:
+    """What is deleted, or renamed, is looked at once it is held, and not before."""
+    ids = await catalogue(caller)
+    view = await caller.made("FeatureView", **{**VIEW, "Name": "v", "ProjectId": ids["project"],
+                                               "FeatureEntityId": ids["entity"]})  # fmt: skip
+    elsewhere = await caller.made(
+        "Project", Name="other", WorkspaceId="1", OfflineDatasourceId=ids["offline"], OnlineDatasourceId=ids["online"]
+    )
+    other = await asyncpg.connect(settings.postgres_url.get_secret_value())
+
+    async def somebody_waits() -> bool:
+        return bool(await database.fetchval(_WAITING))
+
+    async def after(held: str, key: str, waiting: Awaitable[Any], meanwhile: Callable[[], Awaitable[Any]]) -> None:
+        """Let one call wait for somebody who refers to a row, and have another one done meanwhile."""
+        async with other.transaction():
+            await other.execute(f"SELECT FROM management.{held} WHERE id = {int(key)} FOR KEY SHARE")
+            late = asyncio.ensure_future(waiting)
+            await until(somebody_waits)
+            await meanwhile()
+        await late
+
+    try:
+        asked = {"FeatureViewId": view, "Mode": "Merge", "OfflineToOnline": False}
+        await after(
+            "feature_view", view, caller.refused("DeleteFeatureView", 400, "DependencyExists", FeatureViewId=view),
+            lambda: caller.answer("PublishFeatureViewTable", **asked),
+        )  # fmt: skip
+        renaming = {"ProjectId": elsewhere, "Name": "renamed"}
+        await after(
+            "project", elsewhere, caller.refused("UpdateProject", 400, "DependencyExists", **renaming),
+            lambda: caller.made("FeatureView", **{**VIEW, "Name": "w", "ProjectId": elsewhere}),
+        )  # fmt: skip
+    finally:
+        await other.close()
