@@ -32,7 +32,7 @@ from tests.patience import PATIENCE_SECONDS, eventually
 DOCKERFILE = Path(__file__).resolve().parents[2] / "deploy/Dockerfile"
 _TARGET = re.compile(r"^dns:///[a-z]+:\d+$")
 # A laptop under test is no node.
-_SLOWER = 4
+_SLOWER = 2
 # A pod that starts is asked more often than the manifest says: nobody wants to wait.
 _STARTUP_SECONDS = 0.25
 _KUBELET_SECONDS = 0.1

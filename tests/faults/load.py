@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import threading
 import time
 from collections import Counter
@@ -119,20 +120,20 @@ class Load:
 
     def calm(self) -> None:
         """Wait until calls of every kind are answered, several times in a row."""
-        before = +self.answered
+        before = dict(self.answered)
         failures = self.failed.total()
 
         async def round_() -> bool:
             nonlocal before, failures
             if self.failed.total() != failures:
-                before, failures = +self.answered, self.failed.total()
-            return all(self.answered[kind] >= before[kind] + 5 for kind in self.sent)
+                before, failures = dict(self.answered), self.failed.total()
+            return all(self.answered[kind] >= number + 5 for kind, number in before.items())
 
         asyncio.run(until(round_, 2 * PATIENCE_SECONDS))
 
-    def goes_on(self, calls: int = 5) -> None:
+    def goes_on(self, calls: int = 10) -> None:
         """Wait until so many more calls of every kind have been sent and have ended, however they did."""
-        sent = +self.sent
+        sent = dict(self.sent)
 
         async def more() -> bool:
             # A kind of call ends before the next one of it is sent.
@@ -172,7 +173,9 @@ class Load:
                 http = await closing.enter_async_context(httpx2.AsyncClient(base_url="http://nowhere"))
                 self._world = World(http, channels, self._deployment.api_key, INSTANCE_ID)
                 await self._prepare(self._world)
-                callers = [asyncio.create_task(self._call(kind, ask)) for kind, ask in self._kinds()]
+                kinds = self._kinds()
+                self.sent, self.answered = (Counter({kind: 0 for kind, _ in kinds}) for _ in range(2))
+                callers = [asyncio.create_task(self._call(kind, ask)) for kind, ask in kinds]
                 self._ready.set()
                 await asyncio.wait([asyncio.create_task(self._stop.wait()), *callers], return_when="FIRST_COMPLETED")
                 self._stop.set()
@@ -217,11 +220,12 @@ class Load:
             except Wrong as wrong:
                 self.wrong.append(f"{kind}: {wrong}")
             except (Refused, errors.TriglotError) as error:
-                self.failed[kind, str(error) if isinstance(error, Refused) else error.code.name] += 1
+                self.failed[kind, _said(error)] += 1
                 self._last_failure = time.monotonic()
             else:
                 self.answered[kind] += 1
-            await asyncio.sleep(_PAUSE_SECONDS)
+            # No two of them in step, or each would meet the same replica every time.
+            await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_SECONDS)
 
     # REST
 
@@ -281,8 +285,9 @@ class Load:
 
     async def _lost(self) -> set[str]:
         assert self._world is not None
+        acknowledged = set(self.acknowledged)
         answer = await self._world.rpc(f"{_REGISTRY}/ListEntities", {"project": STORE})
-        return self.acknowledged - {each.spec.name for each in answer.entities}
+        return acknowledged - {each.spec.name for each in answer.entities}
 
     async def _management_grpc(self) -> None:
         assert self._world is not None
@@ -294,6 +299,12 @@ class Load:
         await self._world.write_rows(
             feature_store=STORE, feature_group=TABLE, columns={"id": list(range(ROWS)), "x": [generation] * ROWS}
         )
+
+
+def _said(error: Refused | errors.TriglotError) -> str:
+    if isinstance(error, Refused):
+        return str(error)
+    return error.code.name if error.code.name in GONE else f"{error.code.name}: {error.message}"
 
 
 def _code(response: httpx2.Response) -> str:
