@@ -11,9 +11,11 @@ DROPINS := feast hopsworks hsfs pai schemathesis valkey
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 ARGS ?=
+# What is shipped, and what builds and tests it.
+AUDITED ?= requirements-dev.lock requirements-files.lock
 
 .PHONY: help run test test-faults check install install-dev dropin-environments verify fix clean \
-	verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
+	audit verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
 	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-loading bench-memory bench-publish
 
 help: ## Print this help
@@ -92,6 +94,11 @@ define environment
 	@touch $@
 endef
 .venv-%/.ready: tests/dropin/%/requirements.lock
+	$(environment)
+
+audit: .venv-audit/.ready ## Known holes in what is locked (asks PyPI; before a release, and once a day)
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner=off $(AUDITED:%=--requirement=%)
+.venv-audit/.ready: scripts/audit.lock
 	$(environment)
 
 # Feast's own server, as what Triglot's registry is measured beside.

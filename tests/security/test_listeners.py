@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import httpx2
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chassis import errors, limits, metrics_port, server
 from chassis.inprocess import InProcessChannel
@@ -220,6 +221,15 @@ async def test_calls_of_one_connection_are_bounded() -> None:
         )
         spelling.cancel()
         assert await code_of(stub.Say(Text(value="b"), metadata=ADMIN)) == grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("shown", [True, False])
+async def test_reflection_can_be_switched_off(shown: bool) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with grpc_port(with_reflection=shown) as port, channel_to(port) as channel:
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        assert await code_of(call.read()) == (grpc.StatusCode.OK if shown else grpc.StatusCode.UNIMPLEMENTED)
+        call.cancel()
 
 
 async def test_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
