@@ -192,6 +192,10 @@ class InProcessError(grpc.aio.AioRpcError):
         return Metadata(*self.raised.trailers())
 
 
+# What grpc.aio makes of a message that cannot be sent any more, before it has read the status that says why.
+_ENDED_EARLY = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+
+
 def from_rpc(error: grpc.aio.AioRpcError) -> TriglotError:
     """The error that the other side raised, or the nearest one if it was not a Triglot service."""
     if isinstance(error, InProcessError):
@@ -199,6 +203,8 @@ def from_rpc(error: grpc.aio.AioRpcError) -> TriglotError:
     for name, value in error.trailing_metadata() or ():
         if name == DETAILS_TRAILER and isinstance(value, bytes):
             return from_status(value)
+    if (error.code(), error.details()) == _ENDED_EARLY:
+        return Unavailable("the other side ended the call before it was sent, and why is not known")
     return _BY_CODE.get(error.code(), Internal)(error.details() or error.code().name)
 
 

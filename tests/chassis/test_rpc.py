@@ -222,6 +222,13 @@ async def test_calls_are_counted_by_code(channel: grpc.aio.Channel) -> None:
     assert (count("OK"), count("NOT_FOUND")) == (before[0] + 1, before[1] + 1)
 
 
+def test_a_stream_that_the_other_side_ends_early_is_no_defect() -> None:
+    """grpc.aio may find that it cannot send before it finds out why, and says this. Whoever tries again is told."""
+    nothing = grpc.aio.Metadata()
+    said = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "Internal error from Core")
+    assert errors.from_rpc(said).code == grpc.StatusCode.UNAVAILABLE
+
+
 async def test_a_port_in_use_is_one_clear_line() -> None:
     server = make_server()
     port = await server.start()
