@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -15,13 +16,14 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from chassis import auth, calls, errors
+from chassis import auth, calls, datatypes, errors
 from chassis.postgres import Database
 from chassis.server import listening
 from chassis.settings import Settings
 from gateway.assembly import all_dialects
 from gateway.settings import GatewaySettings
 from services.management.settings import ManagementSettings
+from services.serving import fragments
 from services.serving.arrow_streams import batches
 from tests.chassis.test_auth import signed
 from tests.conftest import Servers
@@ -179,6 +181,24 @@ def test_arrow_streams(chance: random.Random) -> None:
                     batch.validate(full=True)
             except errors.InvalidArgument:
                 pass
+
+
+FRAGMENTS = (
+    b"36", b"-0.5e300", b'"text \\u00e9 \\n"', b"true", b'"2022-01-24"', b'"2022-01-24 13:05:00.123+05:30"', b'"AP8="',
+    b"null", b"[1,[2,null]]", b"9" * 5000, b'"9999-12-31 23:59:59.999999-23:59"', b'"0001-01-01 00:00:00+23:59"',
+    b'"1_0"', b"NaN",
+)  # fmt: skip
+KINDS = ("bigint", "double", "decimal(10,2)", "boolean", "string", "date", "timestamp", "binary", "array<int>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_rows(kind: str, chance: random.Random) -> None:
+    """A fragment of a row, as it is kept or as a caller sends it, is a value of its type or none."""
+    decode = fragments.decoder(datatypes.parse(kind))
+    for fragment in FRAGMENTS:
+        for tried in (fragment, *(mutated(fragment, chance) for _ in range(150)), chance.randbytes(12)):
+            with suppress(ValueError):
+                decode(tried).SerializeToString()
 
 
 # Messages.
