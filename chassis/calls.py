@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from chassis import errors
+from chassis import errors, tracing
 from chassis.principals import Principal
 
 REQUEST_ID = "x-request-id"
@@ -125,6 +125,7 @@ async def stream(
 def _on_behalf(metadata: Metadata, timeout_seconds: float | None) -> tuple[float, Metadata]:
     call = _CURRENT.get()
     timeout = timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+    metadata = (*metadata, *tracing.parent())
     if call is None:
         return timeout, metadata
     return min(timeout, call.remaining(timeout)), (*metadata, (REQUEST_ID, call.request_id))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import asyncpg
 import prometheus_client
 
-from chassis import errors
+from chassis import errors, tracing
 from chassis.settings import Settings
 from chassis.telemetry import log
 
@@ -192,9 +192,14 @@ async def open_database(settings: Settings, constraints: Constraints | None = No
         "server_settings": {"application_name": "triglot"},
         "statement_cache_size": settings.postgres_statement_cache,
         "reset": _nothing_to_reset,
+        "init": _follow,
     }
     pool = await connected(lambda url: asyncpg.create_pool(url, **arguments), settings.postgres_url.get_secret_value())
     return Database(pool, settings.postgres_timeout_seconds, constraints or {})
+
+
+async def _follow(connection: asyncpg.Connection) -> None:
+    tracing.follow(connection)
 
 
 async def _nothing_to_reset(connection: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from chassis import calls, errors
+from chassis import calls, errors, tracing
 from chassis.limits import Overload
 from chassis.principals import Principal
 from chassis.readiness import Needs
@@ -91,6 +91,7 @@ class Endpoint:
                 rpc_seconds.series(self.path, error.code.name).observe(0.0)
                 raise
         self._in_flight += 1
+        span = tracing.begin(self.path, metadata)
         token = calls.enter(call)
         try:
             if not self._open:
@@ -119,6 +120,8 @@ class Endpoint:
             raise errors.Internal(f"Internal error, request id {call.request_id}") from error
         finally:
             calls.leave(token)
+            fault = "" if code in _TIMED else code.name
+            tracing.end(span, {"rpc.grpc.status": code.name, "request_id": call.request_id}, fault)
             self._in_flight -= 1
             series = self._succeeded if code is grpc.StatusCode.OK else rpc_seconds.series(self.path, code.name)
             seconds = time.perf_counter() - started

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis import bundles, calls, errors, metrics_port, rdrs_config, telemetry, tls
+from chassis import bundles, calls, errors, metrics_port, rdrs_config, telemetry, tls, tracing
 from chassis.addresses import joined
 from chassis.errors import PortInUse
 from chassis.limits import Addresses, of_addresses
@@ -301,8 +301,9 @@ def process(live: Callable[[Settings], Awaitable[None]]) -> None:
         telemetry.configure(settings)
         warn_of_rdrs_config()
         metrics_port.serve(settings, board.answer)
-        async with board.beating():
-            await live(settings)
+        with tracing.tracing(settings):
+            async with board.beating():
+                await live(settings)
 
     run(begin)
 

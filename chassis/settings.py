@@ -248,6 +248,15 @@ class Settings(SettingsModel):
     log_format: Literal["json", "console"] = Field(
         "json", description="`json`: one object a line. `console`: for people."
     )
+    traces_url: str = Field(
+        "",
+        pattern="^(https?://.*)?$",
+        description="Where a collector takes traces over OTLP, such as `http://collector:4318/v1/traces`; empty: none "
+        "are made. OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_EXPORTER_OTLP_HEADERS count as well.",
+    )
+    traces_share: float = Field(
+        1.0, ge=0, le=1, description="Part of the requests that are traced, unless whoever calls has decided already."
+    )
 
     @property
     def secret_box(self) -> SecretBox:

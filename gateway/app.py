@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from chassis import calls, deadlines, errors
+from chassis import calls, deadlines, errors, tracing
 from chassis.limits import Addresses
 from chassis.telemetry import http_seconds
 from gateway.dialect import Dialect, Row
@@ -40,13 +40,24 @@ class RowEndpoint:
         self._dialect = dialect
         self._addresses = addresses
         self._row = row
+        self._name = f"{dialect.name} {row.operation}"
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout_seconds = settings.body_timeout_seconds
         self._timeout_seconds = settings.timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
         exchange = _exchange(scope)
+        span = tracing.begin(self._name, exchange.headers)
+        status = 0
+        try:
+            status = await self._serve(scope, exchange, receive, send)
+        finally:
+            fault = str(status) if status >= 500 else "" if status else "the client went away"
+            tracing.end(span, {"http.response.status_code": status, "request_id": exchange.request_id}, fault)
+
+    async def _serve(self, scope: Scope, exchange: Exchange, receive: Receive, send: Send) -> int:
+        """Answer; with which status. 0: there is nobody left to answer."""
+        started = time.perf_counter()
         # A connection on which the rest of a body may still come is of no further use.
         close = True
         caller = ""
@@ -66,7 +77,7 @@ class RowEndpoint:
                 whole_seconds = -(-error.retry_after_ms // 1000)
                 answer.headers = {**answer.headers, "retry-after": str(whole_seconds)}
         except Disconnected:
-            return
+            return 0
         except Exception:
             log.exception("failed", operation=self._row.operation, request_id=exchange.request_id)
             hidden = errors.Internal(f"Internal error, request id {exchange.request_id}")
@@ -76,6 +87,7 @@ class RowEndpoint:
             await self._send_rest(send, answer.rest)
         series = http_seconds.series(self._dialect.name, self._row.operation, str(answer.status))
         series.observe(time.perf_counter() - started)
+        return answer.status
 
     async def _body(self, receive: Receive, exchange: Exchange) -> bytes:
         """The whole body. Raises InvalidArgument if it is too large or too slow."""

@@ -27,7 +27,7 @@ TEMPLATE = "triglot_template"
 SECRET_KEY = new_key()
 # A database for each test is made and dropped a thousand times, and lost with the run. Tests of what outlives a crash
 # start servers of their own.
-NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
+NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
 
 
 @dataclass(frozen=True)

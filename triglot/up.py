@@ -22,7 +22,7 @@ import orjson
 from pydantic import SecretStr
 from rich.console import Console
 
-from chassis import metrics_port, server, telemetry
+from chassis import metrics_port, server, telemetry, tracing
 from chassis.addresses import callable_host, joined
 from chassis.migrations import migrate
 from chassis.postgres import open_database
@@ -119,6 +119,10 @@ class _Deployment:
         """Serve until cancelled, or until a child cannot be started again."""
         telemetry.configure(self._settings)
         server.warn_of_rdrs_config()
+        with tracing.tracing(self._settings):
+            await self._serve_and_keep()
+
+    async def _serve_and_keep(self) -> None:
         tasks = [asyncio.create_task(each) for each in (self._serve(), *self._keeping())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

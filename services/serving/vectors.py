@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from chassis import errors
+from chassis import errors, tracing
 from chassis.datatypes import DataType
 from chassis.telemetry import Histogram
 from services.serving import keys
@@ -72,7 +72,11 @@ async def read(
         plan, entries, passed if validate else (), lenient=lenient
     )
     planned = time.perf_counter()
-    found, lost = await _read_rows(rows, lookups.keys, lenient=lenient)
+    span = tracing.begin("redis read")
+    try:
+        found, lost = await _read_rows(rows, lookups.keys, lenient=lenient)
+    finally:
+        tracing.end(span, {"db.system.name": "redis", "keys": len(plan.reads) * len(entries)})
     arrived = time.perf_counter()
     fragments = _fragments(plan, found, lookups, len(entries))
     for position in (*lookups.failed, *lost):

@@ -168,7 +168,7 @@ def serving(stack: Stack) -> Client:
 
 @asynccontextmanager
 async def hopsworks_client(
-    channel: InProcessChannel, api_key: str, settings: GatewaySettings | None = None
+    channel: grpc.aio.Channel, api_key: str, settings: GatewaySettings | None = None
 ) -> AsyncIterator[httpx2.AsyncClient]:
     settings = settings or GatewaySettings()
     app = create_app([hopsworks.dialect(channel, settings)], settings)
