@@ -21,12 +21,8 @@ from gateway.settings import GatewaySettings
 log = structlog.get_logger("gateway")
 
 
-# What answers say to browsers, unless they say it themselves; gateway/server.py adds what every answer has. They hold
-# somebody's data, and are no pages.
-_GUARDS = (
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-)
+# They hold somebody's data. What else browsers are told, gateway/server.py and pages add; a header costs a microsecond.
+_NOT_KEPT = (b"cache-control", b"no-store")
 
 
 class Disconnected(Exception):
@@ -190,8 +186,7 @@ async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
 
 
 async def _send(send: Send, answer: Answer, request_id: str, *, close: bool = False) -> None:
-    headers = [(b"content-type", answer.media_type.encode()), (b"x-request-id", request_id.encode())]
-    headers += _GUARDS
+    headers = [(b"content-type", answer.media_type.encode()), (b"x-request-id", request_id.encode()), _NOT_KEPT]
     if answer.rest is None:
         headers.append((b"content-length", str(len(answer.body)).encode()))
     if answer.headers:
