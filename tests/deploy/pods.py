@@ -129,7 +129,8 @@ class Pod:
 class Pods:
     """All that runs of some rendered objects. `kill` what was started.
 
-    `source`: the top of another checkout, whose code runs in place of ours.
+    `source`: the top of another checkout, whose code runs in place of ours; what starts after it was changed is of the
+    new one.
     """
 
     def __init__(
@@ -144,6 +145,8 @@ class Pods:
         self.secret = secret
         self.network = network
         self.source = source
+        # Of what starts from now on, beside what the manifest gives.
+        self.environment: Mapping[str, str] = {}
         self._folder = folder
         self._pods: list[Pod] = []
         self._others: list[subprocess.Popen[bytes]] = []
@@ -158,7 +161,7 @@ class Pods:
         """Start a container that comes to an end. Its output goes to a file of the container's name."""
         whole = find(self.objects, kind, name)
         found = next(each for each in containers(whole) if each["name"] == container)
-        started = self._spawn(found, self.network.place(_labels(whole)), f"{name}-{container}", ())
+        started = self._spawn(found, self.network.place(_labels(whole)), f"{name}-{container}", _path(self.source))
         self._others.append(started)
         return started
 
@@ -166,7 +169,7 @@ class Pods:
         """Make an API key, with what the Job knows."""
         job = next(containers(find(self.objects, "Job", "migrate")))
         command = [*_entrypoint(), "keys", "create", *arguments]
-        environment = {"PATH": os.environ["PATH"]} | self._environment(job)
+        environment = {"PATH": os.environ["PATH"], **dict(_path(self.source))} | self._environment(job)
         made = subprocess.run(command, cwd=self._folder, env=environment, check=True, capture_output=True, text=True)
         return made.stdout.strip()
 
@@ -234,7 +237,8 @@ class Pods:
             return subprocess.Popen(
                 [*place.prefix, *_entrypoint(), *container["args"]],
                 cwd=self._folder,
-                env={"PATH": os.environ["PATH"], **place.environment, **dict(path)} | self._environment(container),
+                env={"PATH": os.environ["PATH"], **place.environment, **dict(path), **self.environment}
+                | self._environment(container),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

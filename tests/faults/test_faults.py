@@ -183,6 +183,41 @@ def test_a_service_takes_connections_and_answers_nothing(faults: Faults) -> None
             assert any(eventually(lambda: pod.restarts > restarts) for _ in range(2))
 
 
+def test_the_clock_steps(faults: Faults, tmp_path: Path) -> None:
+    """Of the nodes of all pods, but not of PostgreSQL's: an hour ahead, and then two hours back."""
+    [library, *_] = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None]
+    if library is None:
+        pytest.skip("there is no libfaketime (Debian's package faketime)")
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    pods = faults.deployment.pods
+    pods.environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    try:
+        _all_again(faults.deployment)
+        with faults.of("the clock steps by +1 h, -2 h and +1 h", set()) as load:
+            for step in ("+3600", "-3600", "+0"):
+                offset.write_text(step)
+                load.goes_on()
+    finally:
+        pods.environment = {}
+        _all_again(faults.deployment)
+
+
+def _all_again(deployment: Deployment) -> None:
+    """Start every pod's process again, with what the environment is now."""
+    for role in ROLES:
+        for pod in deployment.pods.of(role):
+            restarts = pod.restarts
+            pod.process.kill()
+            assert eventually(lambda: pod.restarts > restarts)  # noqa: B023
+        deployment.pods.ready(role)
+
+
 def test_slow_clients_slow_nobody_else(faults: Faults) -> None:
     """Some send a byte a second, some ask and read nothing."""
     asked = b"GET /api/v1/projects HTTP/1.1\r\nhost: t\r\nauthorization: Bearer " + faults.deployment.api_key.encode()
