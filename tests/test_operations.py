@@ -17,6 +17,7 @@ MODULES = (
     "chassis.readiness",
     "chassis.telemetry",
     "services.management.usage",
+    "services.management.worker",
     "services.serving.rows",
     "services.serving.vectors",
 )

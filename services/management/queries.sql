@@ -515,6 +515,10 @@ WHERE id = $1 AND attempt = $2 AND status = 'Running' RETURNING type, feature_vi
 UPDATE management.task SET status = 'Failure', finished_at = now(), modified_at = now()
 WHERE id = $1 AND status IN ('Initializing', 'Running') RETURNING job_id;
 
+-- name: active_tasks
+-- task_active.
+SELECT t.status, count(*) AS tasks FROM management.task t WHERE t.status IN ('Initializing', 'Running') GROUP BY t.status;
+
 -- name: lost_tasks
 -- task_active; primary key of task_pgqueuer. Tasks that have not ended and are in no queue: there should be none.
 SELECT t.id FROM management.task t

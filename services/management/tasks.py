@@ -146,6 +146,11 @@ class Tasks:
             if stopped["job_id"] is not None:
                 await queue.remove(connection, stopped["job_id"])
 
+    async def active(self) -> Mapping[str, int]:
+        """How many tasks wait, and how many are worked on, by status."""
+        found = {row["status"]: row["tasks"] for row in await self._database.fetch(QUERIES.active_tasks)}
+        return {status: found.get(status, 0) for status in STATUSES[:2]}
+
     async def rescue(self) -> list[int]:
         """Queue again what has not ended and is in no queue, as a fault of the database at a bad moment can leave it;
         the ids."""

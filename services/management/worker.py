@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import orjson
+import prometheus_client
 import pyarrow as pa
 
 from chassis import calls, errors, server
@@ -29,7 +30,7 @@ from chassis.client import open_channel
 from chassis.postgres import Database, open_database
 from chassis.readiness import board
 from chassis.settings import Settings
-from chassis.telemetry import log
+from chassis.telemetry import Counter, log
 from services.management import downloads, publish, queue, scratch, sequences, training
 from services.management.constraints import CONSTRAINTS
 from services.management.csv_table import CsvImport
@@ -47,6 +48,17 @@ from services.management.views import FeatureViews, offline_table_of
 from services.management.workspace import Workspace
 
 T = TypeVar("T")
+
+_ended = Counter(
+    "triglot_tasks_attempts",
+    "Attempts at tasks that ended in this worker: success, failure, again (after a pause), lost (stopped, or another "
+    "worker's by now), handed over (this worker stops).",
+    ("type", "outcome"),
+)
+_rows = Counter("triglot_tasks_rows", "Rows that tasks of this worker read, wrote or moved.", ("type",))
+_active = prometheus_client.Gauge(
+    "triglot_tasks_active", "Tasks that wait (Initializing) or are worked on (Running), of all workers.", ("status",)
+)
 
 REPORT_SECONDS = 0.5
 # A task that kills every worker that takes it up is not given to another one for ever.
@@ -112,6 +124,7 @@ class Worker:
 
     async def _attempt(self, task: Row) -> None:
         """One attempt, and what its end means for the task."""
+        outcome = "failure"
         try:
             if task["attempt"] > MAX_TAKEN_UP:
                 await self._tasks.fail(task, f"failed: taken up {MAX_TAKEN_UP} times, and no worker survived it")
@@ -119,18 +132,25 @@ class Worker:
             await self._tasks.log(task["id"], f"attempt {task['attempt']} by worker {self._name}")
             message = await self._watched(task)
             await self._tasks.succeed(task, message)
+            outcome = "success"
         except Lost:
+            outcome = "lost"
             log.info("task given up: it is no longer this worker's", task=task["id"])
         except _PASSING as error:
+            outcome = "again"
             await self._again(task, error)
+            outcome = "failure"
         except errors.TriglotError as error:
             await self._tasks.fail(task, f"failed: {error.message}")
         except queue.Retry:
+            outcome = "handed over"
             await self._tasks.log(task["id"], f"worker {self._name} stops; another one goes on")
             raise
         except Exception:
             log.exception("task failed", task=task["id"])
             await self._tasks.fail(task, f"failed: internal error, request id {task['request_id']}")
+        finally:
+            _ended.count(task["type"], outcome).add()
 
     async def _again(self, task: Row, error: errors.TriglotError) -> None:
         """Another attempt after a pause, or the end if there were enough. Raises queue.Retry."""
@@ -147,12 +167,14 @@ class Worker:
 
     async def _watched(self, task: Row) -> str:
         """Work, and report twice a second. Raises Lost, or queue.Retry when the worker has to stop."""
-        progress = Progress()
+        progress, counted = Progress(), 0
         work = asyncio.create_task(self._work(task, progress))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             while not work.done():
                 await asyncio.wait((work, stopping), timeout=REPORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                _rows.count(task["type"]).add(max(0, progress.done - counted))
+                counted = progress.done
                 if not await self._tasks.advance(task, progress.done, progress.total, progress.running):
                     raise Lost
                 if line := progress.line():
@@ -407,6 +429,8 @@ async def _tend(tasks: Tasks, life_cycle: LifeCycle, own: ManagementSettings) ->
     """Look after tasks that nobody works on, and after what has been kept long enough."""
     while True:
         try:
+            for status, number in (await tasks.active()).items():
+                _active.labels(status).set(number)
             for task_id in await tasks.rescue():
                 log.warning("task was in no queue and is queued again", task=task_id)
             if own.task_log_days:

@@ -28,9 +28,11 @@ from chassis.server import GrpcServer
 from chassis.settings import Settings
 from services.management.process import open_service
 from services.management.settings import ManagementSettings
+from services.management.tasks import OFFLINE_TO_ONLINE
 from services.management.worker import run_worker
 from services.serving.process import open_service as open_serving
 from services.serving.settings import ServingSettings
+from tests.chassis.test_telemetry import sample
 from tests.management.brake import Brake
 from tests.management.conftest import Pai, catalogue
 from tests.patience import PATIENCE_SECONDS, until
@@ -141,6 +143,12 @@ async def online(caller: Pai, view: str, *keys: int | str) -> list[Any]:
     return [orjson.loads(text) for text in answer["OnlineFeatures"]]
 
 
+def counted(outcome: str) -> tuple[float, float]:
+    """How many publishes of this process ended so, and how many rows all of them moved."""
+    attempts = sample("triglot_tasks_attempts_total", type=OFFLINE_TO_ONLINE, outcome=outcome)
+    return attempts, sample("triglot_tasks_rows_total", type=OFFLINE_TO_ONLINE)
+
+
 async def test_from_parquet_to_online_rows(
     caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
 ) -> None:
@@ -150,8 +158,18 @@ async def test_from_parquet_to_online_rows(
     waiting = await caller.answer("GetTask", TaskId=task)
     assert (waiting["Status"], waiting["RowsDone"], waiting["TaskId"]) == ("Initializing", 0, task)
     assert "GmtExecutedTime" not in waiting
+    counted = {"type": OFFLINE_TO_ONLINE, "outcome": "success"}
+    before = (
+        sample("triglot_tasks_attempts_total", **counted),
+        sample("triglot_tasks_rows_total", type=OFFLINE_TO_ONLINE),
+    )
     async with worker(settings, own, serving):
         done = await until_task(caller, task, "Success")
+    after = (
+        sample("triglot_tasks_attempts_total", **counted),
+        sample("triglot_tasks_rows_total", type=OFFLINE_TO_ONLINE),
+    )
+    assert [round(more - less) for more, less in zip(after, before, strict=True)] == [1, 50_000]
     assert (done["RowsDone"], done["RowsTotal"]) == (50_000, 50_000)
     assert orjson.loads(done["RunningConfig"])["feature_group"] == "profile"
     assert orjson.loads(done["Config"])["mode"] == "overwrite"
@@ -288,6 +306,7 @@ async def test_a_task_comes_back_when_serving_does(
     caller: Pai, settings: Settings, own: ManagementSettings, serving: Any, tmp_path: Path
 ) -> None:
     """Serving cannot be reached at first. The task waits, tries again, and succeeds."""
+    attempts, _ = counted("again")
     patient = own.model_copy(update={"task_attempts": 20})
     write(tmp_path, range(10))
     view = await view_of_users(caller, tmp_path)
@@ -305,6 +324,7 @@ async def test_a_task_comes_back_when_serving_does(
             await working
             await back.stop(1)
     assert await online(caller, view, 3) == [{"user_id": 3, "x": 0.5}]
+    assert counted("again")[0] > attempts
 
 
 async def test_a_task_gives_up_in_the_end(

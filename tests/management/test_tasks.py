@@ -46,6 +46,16 @@ async def test_only_the_last_attempt_may_speak(database: Database, task_id: int)
     assert await database.fetchval("SELECT count(*) FROM management.task_log WHERE message = 'done'") == 1
 
 
+async def test_how_many_wait_and_run(database: Database, task_id: int) -> None:
+    tasks = Tasks(database)
+    assert await tasks.active() == {"Initializing": 1, "Running": 0}
+    task = await tasks.begin(task_id)
+    assert task is not None
+    assert await tasks.active() == {"Initializing": 0, "Running": 1}
+    assert await tasks.succeed(task, "done")
+    assert await tasks.active() == {"Initializing": 0, "Running": 0}
+
+
 async def test_a_task_that_fell_out_of_the_queue_is_put_back(database: Database, task_id: int) -> None:
     tasks = Tasks(database)
     assert await tasks.rescue() == []
