@@ -214,6 +214,9 @@ async def test_every_rpc_of_identity(services: Any, servers: Servers, audit: Aud
     pair = await call("CreateAccessKey", principal="bob")
     await call("RevokeAccessKey", access_key_id=pair.access_key_id)
     kept = await call("CreateApiKey", principal="bob")
+    fresh = await call("RotateApiKey", prefix=kept.key.prefix)
+    old_pair = await call("CreateAccessKey", principal="bob")
+    new_pair = await call("RotateAccessKey", access_key_id=old_pair.access_key_id)
     await call("DeletePrincipal", name="bob")
     entries = (await audit.entries())[known:]
     assert told(entries) == [
@@ -223,16 +226,21 @@ async def test_every_rpc_of_identity(services: Any, servers: Servers, audit: Aud
         ("create", "access key", "", pair.access_key_id),
         ("delete", "access key", "", pair.access_key_id),
         ("create", "API key", "", kept.key.prefix),
+        ("update", "API key", "", kept.key.prefix),
+        ("create", "API key", "", fresh.key.prefix),
+        ("create", "access key", "", old_pair.access_key_id),
+        ("update", "access key", "", old_pair.access_key_id),
+        ("create", "access key", "", new_pair.access_key_id),
         ("delete", "principal", "", "bob"),
     ]
     assert {(each.principal, each.service) for each in entries} == {("admin", "identity")}
     assert after(entries[0])["feature_stores"] == ["shop"]
     assert before(entries[2])["principal"] == "bob"
-    assert before(entries[-1])["api_keys"] == [kept.key.prefix]
+    assert before(entries[-1])["api_keys"] == sorted([kept.key.prefix, fresh.key.prefix])
     whole = " ".join(each.before + each.after for each in entries)
-    for secret in (revoked.api_key, kept.api_key, pair.access_key_secret):
-        assert secret not in whole
-        assert secret.partition(".")[2] not in whole or not secret.partition(".")[2]
+    pairs = (pair, old_pair, new_pair)
+    secrets = [each.api_key.partition(".")[2] for each in (revoked, kept, fresh)]
+    assert not any(secret in whole for secret in (*secrets, *(each.access_key_secret for each in pairs)))
     assert called == changing_rpcs(identity_rpc.DESCRIPTOR.services_by_name["IdentityService"])
 
 
