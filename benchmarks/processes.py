@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 _STOP_SECONDS = 10.0
 # Fields of /proc/PID/stat, counted behind the name.
-_PARENT, _GROUP, _OF_THREADS = (11, 12)
-_OF_ENDED_CHILDREN = 1, 2, (13, 14)
+_PARENT, _GROUP, _OF_THREADS, _OF_ENDED_CHILDREN = 1, 2, (11, 12), (13, 14)
 _Result = TypeVar("_Result")
 
 
