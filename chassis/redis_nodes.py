@@ -9,6 +9,7 @@ answered, and nothing else.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections import defaultdict
@@ -155,6 +156,23 @@ class Cluster:
         if not owners:
             raise self._blind
         return [self._client(owner) for owner in owners]
+
+    async def on_each(self, prefix: bytes, commands: Callable[[bytes], bytes], answers: int) -> list[list[Any]]:
+        """The answers of each primary to packed commands, over one connection, on a key of its own with that prefix.
+
+        Raises what the driver raises if a primary cannot be asked.
+        """
+        await self.primaries()
+        own: dict[Address, bytes] = {}
+        wanted = {owner for owner in self._owners if owner is not None}
+        for number in itertools.count():
+            if own.keys() >= wanted:
+                break
+            key = b"%b%d" % (prefix, number)
+            if (owner := self.owner(key)) is not None:
+                own.setdefault(owner, key)
+        asked = (exchange(self._client(owner), commands(key), answers) for owner, key in own.items())
+        return list(await asyncio.gather(*asked))
 
     async def ping(self) -> None:
         """Raises what the driver raises if no primary answers."""

@@ -29,9 +29,19 @@ class Loaded:
 class Loads:
     """Loads of one process. Conversion runs in threads, so that reads go on meanwhile."""
 
-    def __init__(self, catalogue: Catalogue, rows: Rows, *, batch_rows: int, max_stream_bytes: int) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        rows: Rows,
+        *,
+        batch_rows: int,
+        max_stream_bytes: int,
+        replicas: int = 0,
+        replicas_seconds: float = 0.0,
+    ) -> None:
         self._catalogue = catalogue
         self._rows = rows
+        self._replicas, self._replicas_seconds = replicas, replicas_seconds
         self._batch_rows = batch_rows
         self._max_stream_bytes = max_stream_bytes
 
@@ -50,7 +60,7 @@ class Loads:
             async for rows in self._encoded(group, row_set, streams):
                 await self._catalogue.touch_load(row_set)
                 written += await self._write(group, rows)
-            await self._rows.require_same(servers)
+            await self._require_kept(servers)
             return Loaded(written, await self._catalogue.show_load(group, row_set, written))
         except BaseException:
             await asyncio.shield(self._discard(row_set))
@@ -69,9 +79,14 @@ class Loads:
         async for rows in self._encoded(group, group.row_set, streams):
             await self._catalogue.require_live(group.row_set)
             written += await self._write(group, rows)
-        await self._rows.require_same(servers)
+        await self._require_kept(servers)
         await self._catalogue.require_live(group.row_set)
         return Loaded(written, group.generation)
+
+    async def _require_kept(self, servers: frozenset[str]) -> None:
+        """Raises Unavailable unless the servers that took the rows still have them, and enough replicas as well."""
+        await self._rows.require_replicas(self._replicas, self._replicas_seconds)
+        await self._rows.require_same(servers)
 
     async def _batches(self, streams: AsyncIterator[bytes]) -> AsyncIterator[pa.RecordBatch]:
         """Batches of bounded size. Opening a stream takes a thread, so that reads go on meanwhile."""

@@ -35,7 +35,14 @@ async def open_service(settings: Settings, own: ServingSettings) -> AsyncIterato
         sweeper = Sweeper(
             catalogue, rows, every_seconds=own.sweep_seconds, abandoned_seconds=own.abandoned_load_seconds
         )
-        loads = Loads(catalogue, rows, batch_rows=own.write_batch_rows, max_stream_bytes=settings.max_message_bytes)
+        loads = Loads(
+            catalogue,
+            rows,
+            batch_rows=own.write_batch_rows,
+            max_stream_bytes=settings.max_message_bytes,
+            replicas=own.replicas,
+            replicas_seconds=own.replicas_seconds,
+        )
         usage, merges = Usage(catalogue), Merges(database)
         servicer = ServingService(
             catalogue=catalogue,

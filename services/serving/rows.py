@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ MOST_CONNECTIONS = _READS_IN_FLIGHT + _WRITES_IN_FLIGHT + 3
 _WRITE_CHUNK = 1_000
 _WRITE_ATTEMPTS = 5
 _SCAN_COUNT = 1_000
+# Shorter than any round trip may take.
+_WAIT_MILLISECONDS = 100
+_REPLICAS_AGAIN_SECONDS = 0.05
 _EXAMPLES = 100
 
 # Reads that share a command, the keys of a command, and reads that wait for their turn.
@@ -245,6 +249,43 @@ class Rows:
                 "Redis was restarted or failed over during the write, and may have lost rows; start again",
                 dependency="redis",
             )
+
+    async def require_replicas(self, count: int, seconds: float) -> None:
+        """Wait until so many replicas of each primary have all that was written so far.
+
+        Raises Unavailable if they do not within so many seconds. WAIT tells of what its own connection wrote, so
+        something small is written there first: replicas take everything in one order.
+        """
+        deadline = time.monotonic() + seconds
+        found = 0
+        while count:
+            with suppress(errors.Unavailable):
+                async with translated():
+                    found = await self._replicas(count)
+            if found >= count:
+                return
+            if time.monotonic() > deadline:
+                raise errors.Unavailable(
+                    f"{found} of {count} replicas have the rows after {seconds:g} s", dependency="redis"
+                )
+            await asyncio.sleep(_REPLICAS_AGAIN_SECONDS)
+
+    async def _replicas(self, count: int) -> int:
+        """How many replicas of each primary have what was written, of so many; those of the primary that has fewest."""
+
+        def commands(key: bytes) -> bytes:
+            mark = (b"SET", key, b"", b"PX", b"1000")
+            wait = (b"WAIT", b"%d" % count, b"%d" % _WAIT_MILLISECONDS)
+            return b"".join(map(hiredis.pack_command, (mark, wait)))  # type: ignore[arg-type]
+
+        mark = self.prefix(0) + b"replicated:"
+        if self._single:
+            answers = [await exchange(self._client, commands(mark), 2)]
+        else:
+            answers = await self._client.on_each(mark, commands, 2)
+        for each in answers:
+            _raise_first(each)
+        return min(int(each[1]) for each in answers)
 
     async def _servers(self) -> Sequence[redis.asyncio.Redis]:
         """Those that together hold all rows."""

@@ -41,6 +41,16 @@ class ServingSettings(SettingsModel):
     abandoned_load_seconds: float = Field(
         900.0, gt=0, description="After this silence of its writer an unfinished overwrite is given up and removed."
     )
+    replicas: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="How many replicas of each Redis primary must have the rows of a load before it is shown or"
+        " acknowledged (WAIT). 0: none, and a failover may lose what was written just before.",
+    )
+    replicas_seconds: float = Field(
+        30.0, gt=0, description="How long a load waits for those replicas before it fails, and may be started again."
+    )
     sweep_seconds: float = Field(15.0, gt=0, description="Time between two looks for rows that can be removed.")
     count_seconds: float = Field(
         60.0, ge=0, description="How long rows that were counted for statistics are not counted again."
