@@ -19,6 +19,8 @@ REQUEST_ID = "x-request-id"
 # known who calls, so that nobody learns what is wrong with a request before showing a credential.
 UNREADABLE = "x-triglot-unreadable-bin"
 DEFAULT_TIMEOUT_SECONDS = 10.0
+# What requests call the project that they are about.
+_PROJECTS = ("project", "feature_store", "project_name", "project_id")
 Metadata = Sequence[tuple[str, str | bytes]]
 # The bits that mark a random UUID.
 _NOT_VERSION = ~(0xF000_C000 << 48)
@@ -33,6 +35,12 @@ class Call:
     metadata: Mapping[str, str | bytes] = field(default_factory=dict)
     principal: Principal | None = None
     deadline: float | None = None  # on time.monotonic()'s clock
+    request: Any = None  # the message, or an iterator of them
+
+    @property
+    def project(self) -> str:
+        """The beginning of the project, or feature store, that the request names; empty: none."""
+        return next((str(found)[:100] for name in _PROJECTS if (found := getattr(self.request, name, ""))), "")
 
     def remaining(self, otherwise: float = DEFAULT_TIMEOUT_SECONDS) -> float:
         """Seconds left, or `otherwise` if the caller set no deadline."""

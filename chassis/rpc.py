@@ -82,7 +82,7 @@ class Endpoint:
         """
         started = time.perf_counter()
         code = grpc.StatusCode.OK
-        call = _call(metadata, deadline)
+        call = _call(metadata, deadline, request)
         overload, ahead = self._overload, 0
         if overload is not None:
             try:
@@ -141,10 +141,10 @@ def _refusal(unreadable: bytes) -> errors.TriglotError:
     return errors.InvalidArgument(error.message) if isinstance(error, errors.Internal) else error
 
 
-def _call(metadata: Metadata, deadline: float | None) -> calls.Call:
+def _call(metadata: Metadata, deadline: float | None, request: Any) -> calls.Call:
     shown = metadata.get(calls.REQUEST_ID)
     request_id = shown if isinstance(shown, str) and shown else calls.new_request_id()
-    return calls.Call(request_id, metadata, deadline=deadline)
+    return calls.Call(request_id, metadata, deadline=deadline, request=request)
 
 
 @dataclass(frozen=True)

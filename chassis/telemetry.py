@@ -156,10 +156,12 @@ def configure(settings: Settings) -> None:
 
 
 def _add_call(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Name the request and its principal in every line that is written while it runs."""
+    """Name the request, its principal and its project in every line that is written while it runs."""
     call = calls.current_or_none()
     if call is not None:
         event.setdefault("request_id", call.request_id)
         if call.principal is not None:
             event.setdefault("principal", call.principal.name)
+        if project := call.project:
+            event.setdefault("project", project)
     return event

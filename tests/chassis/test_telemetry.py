@@ -1,15 +1,20 @@
-"""Metrics: what is counted, and that what Prometheus reads is what happened."""
+"""Metrics and logs: what is counted is what Prometheus reads, and lines say whose they are."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import prometheus_client
 import pytest
 
-from chassis import telemetry
+from chassis import calls, telemetry
 from chassis.postgres import open_database
+from chassis.principals import Principal
 from chassis.settings import Settings
+from protos.gen.feast.registry import RegistryServer_pb2 as feast
+from protos.gen.triglot.management.v1 import feature_view_pb2 as management
+from protos.gen.triglot.serving.v1 import serving_service_pb2 as serving
 from tests.patience import until
 
 
@@ -65,3 +70,25 @@ async def test_connections_to_postgres(settings: Settings) -> None:
     finally:
         await database.close()
     assert more() == {"busy": 0, "idle": 0, "wanted": 0}
+
+
+@pytest.mark.parametrize(
+    ("request_", "project"),
+    [
+        (feast.GetEntityRequest(name="driver", project="shop"), "shop"),
+        (feast.ApplyEntityRequest(project="shop"), "shop"),
+        (serving.RenderFeatureVectorsRequest(feature_store="demo"), "demo"),
+        (management.ListFeatureViewsRequest(project_id="3"), "3"),
+        (serving.PingRequest(), None),
+        (None, None),
+    ],
+)
+def test_lines_of_a_request_name_who_what_and_where(request_: Any, project: str | None) -> None:
+    token = calls.enter(calls.Call("R-1", principal=Principal("alice"), request=request_))
+    try:
+        event = telemetry._add_call(None, "info", {"event": "x"})
+    finally:
+        calls.leave(token)
+    named = {"request_id": "R-1", "principal": "alice"} | ({"project": project} if project else {})
+    assert event == {"event": "x", **named}
+    assert telemetry._add_call(None, "info", {"event": "x"}) == {"event": "x"}
