@@ -37,8 +37,12 @@ _OPTIONS = {
 class RedisCluster:
     """Six nodes by port. No tool forms it but a few commands."""
 
-    def __init__(self, folder: Path, ports: Sequence[int], host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, ports: Sequence[int], host: str = "127.0.0.1", *, keeps_rows: bool = False
+    ) -> None:
         self.ports = ports
+        # On disk, as in production.
+        self._options = _OPTIONS | {"appendonly": "yes" if keeps_rows else "no"}
         self._host = host
         self._folder = folder
         self._program = binaries.find_redis().path
@@ -62,10 +66,10 @@ class RedisCluster:
     # Nodes
 
     def start(self, port: int) -> None:
-        """The node is what it was, but has no rows: it keeps none on disk."""
+        """The node is what it was; it has its rows if it keeps them on disk."""
         folder = self._folder / str(port)
         folder.mkdir(exist_ok=True)
-        options = [word for name, value in _OPTIONS.items() for word in (f"--{name}", value)]
+        options = [word for name, value in self._options.items() for word in (f"--{name}", value)]
         argv = [self._program, "--port", str(port), "--bind", self._host, "--save", "", "--cluster-enabled", "yes"]
         self._nodes[port] = Command([*argv, *options], folder).spawn(Log(folder / "log"))
 
@@ -208,9 +212,9 @@ class RedisCluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, host: str = "127.0.0.1") -> Iterator[RedisCluster]:
+def running_cluster(folder: Path, host: str = "127.0.0.1", *, keeps_rows: bool = False) -> Iterator[RedisCluster]:
     with reserved_ports(PRIMARIES + REPLICAS, also=10_000, host=host) as ports:  # there the nodes talk to each other
-        cluster = RedisCluster(folder, ports, host)
+        cluster = RedisCluster(folder, ports, host, keeps_rows=keeps_rows)
         try:
             cluster.form()
             yield cluster

@@ -65,7 +65,7 @@ def running(folder: Path, *, replicas: int = 2, source: Path | None = None) -> I
     with ExitStack() as closing:
         network = open_network(objects)
         closing.callback(network.close)
-        redis = closing.enter_context(running_cluster(_made(folder / "redis"), network.host))
+        redis = closing.enter_context(running_cluster(_made(folder / "redis"), network.host, keeps_rows=True))
         postgres = _postgres(folder / "postgres", network.host)
         closing.callback(postgres.destroy)
         url = postgres.start().replace(_LOOPBACK, network.host)

@@ -174,6 +174,16 @@ def test_a_primary_of_redis_is_killed(faults: Faults) -> None:
         redis.revive()
 
 
+def test_all_of_redis_is_restarted(faults: Faults) -> None:
+    """Its nodes read again what they kept on disk. Nobody has to publish anything once more."""
+    redis = faults.deployment.redis
+    with faults.of("kill -9 of all of Redis, started again", UNAVAILABLE):
+        for port in redis.ports:
+            redis.kill(port)
+        redis.revive()
+        assert eventually(redis.whole)
+
+
 def test_a_service_takes_connections_and_answers_nothing(faults: Faults) -> None:
     [pod, _] = faults.deployment.pods.of("serving")
     with faults.of("one serving of two hangs until it is killed by its liveness probe", UNAVAILABLE | {"ReadTimeout"}):
