@@ -14,7 +14,7 @@ ARGS ?=
 # What is shipped, and what builds and tests it.
 AUDITED ?= requirements-dev.lock requirements-files.lock
 
-.PHONY: help run test test-faults check install install-dev dropin-environments verify fix clean \
+.PHONY: help run test test-slow test-faults check install install-dev dropin-environments verify fix clean \
 	audit verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
 	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-loading bench-memory bench-publish
 
@@ -25,14 +25,17 @@ run: install ## Start everything on this machine (ARGS="--no-sample" and the lik
 	@$(BIN)/triglot up $(ARGS)
 
 test: install-dev dropin-environments ## All tests: units, real servers, compatibility cases, real clients
-	$(PYTEST) -m "not faults" $(ARGS)
+	$(PYTEST) -m "not slow and not faults" $(ARGS)
+
+test-slow: install-dev dropin-environments ## What takes minutes and seldom finds anything new: benchmarks tried out, schemathesis
+	$(PYTEST) -m slow $(ARGS)
 
 test-faults: install-dev ## What breaks in production, under load: replicas, kill -9, upgrades (best as root, with nft and faketime)
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
 check: install-dev ## The quick part, while you work: lint, types, imports, tests without real clients and stacks
 	@$(MAKE) --no-print-directory verify-lint verify-types verify-imports
-	$(PYTEST) -m "not dropin and not stack and not faults" $(ARGS)
+	$(PYTEST) -m "not dropin and not stack and not slow and not faults" $(ARGS)
 
 verify: verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks ## All checks that are not tests
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.stack.conftest import ROOT
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_both_have_their_figures(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.registry import LINEAGE, OPERATIONS
 from tests.stack.conftest import ROOT
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_every_operation_has_its_figures(tmp_path: Path) -> None:

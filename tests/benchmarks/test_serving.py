@@ -16,7 +16,7 @@ from benchmarks.feature_servers import BARE, GRPC, GRPC_HOP, ONE_PROCESS
 from benchmarks.serving import AGAINST_FEAST, CONNECTIONS
 from tests.stack.conftest import ROOT
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def run(folder: Path, servers: list[str], path: str) -> list[dict[str, Any]]:

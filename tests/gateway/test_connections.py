@@ -122,7 +122,7 @@ async def test_a_head_without_an_end(begins: bytes) -> None:
         writer.close()
 
 
-@pytest.mark.stack
+@pytest.mark.slow
 async def test_half_open_connections() -> None:
     """As many as may be opened here: they are told to go, and others are answered meanwhile."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

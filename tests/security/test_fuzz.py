@@ -34,6 +34,9 @@ SEED = int(os.environ.get("TRIGLOT_FUZZ_SEED", "20261121"))
 SWITCHED_OFF = {"monitoring.get", "monitoring.post"}
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def chance() -> random.Random:
     print(f"TRIGLOT_FUZZ_SEED={SEED}")

@@ -75,6 +75,10 @@ class Done:
         return line
 
 
+# Who has to be killed says what its threads did.
+_OWN = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PYTHONFAULTHANDLER": "1"}
+
+
 @dataclass
 class Command:
     """Runs `triglot`, with serving's address and an administrator's key in the environment."""
@@ -87,7 +91,10 @@ class Command:
         return subprocess.Popen(
             [sys.executable, "-m", "triglot.cli", *map(str, arguments)],
             cwd=self.folder,
-            env=kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | self.environment | variables,
+            env=kept
+            | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PYTHONFAULTHANDLER": "1"}
+            | self.environment
+            | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -311,10 +318,15 @@ async def test_ctrl_c_leaves_the_old_rows(
             process = triglot.start("load", path, "--feature-group", "demo/g")
             await until(one)
             process.send_signal(signal.SIGINT)
-            _, err = await asyncio.to_thread(process.communicate, timeout=PATIENCE_SECONDS)
+            try:
+                _, err = await asyncio.to_thread(process.communicate, timeout=PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                # What its threads do is told on its standard error.
+                process.send_signal(signal.SIGABRT)
+                _, err = await asyncio.to_thread(process.communicate)
         finally:
             client.execute_command("CLIENT", "UNPAUSE")
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     await until(none)
     assert await rows(serving, "g", 1, 2) == [["old"], None]

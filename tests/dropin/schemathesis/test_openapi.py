@@ -21,7 +21,7 @@ from services.registry.process import open_service
 from services.registry.settings import RegistrySettings
 from tests.conftest import Servers
 
-pytestmark = pytest.mark.dropin
+pytestmark = [pytest.mark.dropin, pytest.mark.slow]
 
 PROGRAM = Path(__file__).parents[3] / ".venv-schemathesis" / "bin" / "schemathesis"
 # Printed with every run; another one finds other things.
