@@ -71,6 +71,7 @@ def running(folder: Path, *, replicas: int = 2, source: Path | None = None) -> I
         url = postgres.start().replace(_LOOPBACK, network.host)
         _allow(objects, "to-postgres", [int(url.rpartition(":")[2].partition("/")[0])])
         _allow(objects, "to-redis", redis.ports)
+        _wait_for_replicas(objects)
         secret = {"postgres-url": url, "redis-url": redis.url, "secret-key": new_key(), "service-api-key": ""}
         pods = Pods(objects, secret, _made(folder / "pods"), network, source=source)
         closing.callback(pods.kill)
@@ -103,6 +104,12 @@ def _allow(objects: list[Manifest], policy: str, ports: Sequence[int]) -> None:
     """Patch a policy, as docs/deploy.md says to those who know where their servers are."""
     [rule] = find(objects, "NetworkPolicy", policy)["spec"]["egress"]
     rule["ports"] = [{"protocol": "TCP", "port": port} for port in ports]
+
+
+def _wait_for_replicas(objects: list[Manifest]) -> None:
+    """Have loads wait for Redis' replicas, as docs/deploy.md says to those whose Redis has them."""
+    [settings] = [each for each in objects if each["kind"] == "ConfigMap" and "TRIGLOT_REDIS_CLUSTER" in each["data"]]
+    settings["data"]["TRIGLOT_SERVING_REPLICAS"] = "1"
 
 
 def _made(folder: Path) -> Path:
