@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,10 @@ from tests.cluster import RedisCluster, running_cluster
 from tests.patience import until
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 from triglot.schemas import SCHEMAS
+
+# A run that a script started in the background ignores SIGINT, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEMPLATE = "triglot_template"
 SECRET_KEY = new_key()
