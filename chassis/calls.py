@@ -40,7 +40,9 @@ class Call:
     @property
     def project(self) -> str:
         """The beginning of the project, or feature store, that the request names; empty: none."""
-        return next((str(found)[:100] for name in _PROJECTS if (found := getattr(self.request, name, ""))), "")
+        named = (getattr(self.request, name, "") for name in _PROJECTS)
+        # Where it is the message of a whole project, that is not its name.
+        return next((name[:100] for name in named if name and isinstance(name, str)), "")
 
     def remaining(self, otherwise: float = DEFAULT_TIMEOUT_SECONDS) -> float:
         """Seconds left, or `otherwise` if the caller set no deadline."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
@@ -29,11 +29,10 @@ class Otlp:
     on = True
 
     def __init__(self, settings: Settings) -> None:
-
         self._propagator = TraceContextTextMapPropagator()
         self._provider = TracerProvider(
-            # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say more.
-            resource=Resource.create({"service.name": "triglot"}),
+            # What the environment says (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES) comes before what we say.
+            resource=Resource.create({"service.name": "triglot"}).merge(OTELResourceDetector().detect()),
             sampler=ParentBased(TraceIdRatioBased(settings.traces_share)),
             shutdown_on_exit=False,
         )

@@ -11,18 +11,9 @@ from chassis.client import health_of, open_channel
 from chassis.limits import of_addresses
 from chassis.settings import Settings
 from gateway.app import create_app
-from gateway.assembly import all_dialects
+from gateway.assembly import BUNDLED, SERVICES, all_dialects
 from gateway.server import listening
 from gateway.settings import GatewaySettings
-
-# Whose gRPC health says that the process behind a channel can do its work.
-SERVICES = {
-    "registry": "feast.registry.RegistryServer",
-    "serving": "triglot.serving.v1.ServingService",
-    "management": "triglot.management.v1.ManagementService",
-}
-# The calls that are worth it: small, and many at once.
-BUNDLED = frozenset({"/triglot.serving.v1.ServingService/RenderFeatureVectors"})
 
 
 async def live(settings: Settings) -> None:

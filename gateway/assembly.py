@@ -1,4 +1,4 @@
-"""The three dialects side by side, in the order in which their rows are tried."""
+"""The services behind the gateway, and the three dialects side by side, in the order in which their rows are tried."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import grpc
 from gateway.dialect import Dialect
 from gateway.dialects import feast, hopsworks, pai
 from gateway.settings import GatewaySettings
+
+# Whose gRPC health says that the process behind a channel can do its work.
+SERVICES = {
+    "registry": "feast.registry.RegistryServer",
+    "serving": "triglot.serving.v1.ServingService",
+    "management": "triglot.management.v1.ManagementService",
+}
+# Calls that share a message with others: small ones, many at once.
+BUNDLED = frozenset({"/triglot.serving.v1.ServingService/RenderFeatureVectors"})
 
 
 def all_dialects(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +9,10 @@ from typing import Any
 
 import orjson
 
-from chassis import audit, calls, errors
+from chassis import audit, calls
 from chassis.postgres import Connection, Database
-from chassis.telemetry import log
 from services.serving.definitions import Group, View
+from services.serving.gathering import Gathered
 
 FEATURE_GROUP, FEATURE_VIEW = "featureGroup", "featureView"
 LOAD, WRITE, DELETE_ROWS = "load", "write", "deleteRows"
@@ -93,29 +92,16 @@ class _Written:
     rows: int = 0
 
 
-class Merges:
+class Merges(Gathered):
     """Merges of rows, which may come by the thousand a second: an entry a minute for each caller and group.
 
     What a process that is killed merged in its last minute is not in the log.
     """
 
     def __init__(self, database: Database) -> None:
+        super().__init__("merges for the audit log", _FLUSH_SECONDS)
         self._database = database
         self._written: dict[tuple[str, int], _Written] = {}
-        self._flushing = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Tell from now on."""
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Tell what is left."""
-        if self._task is not None:
-            async with self._flushing:
-                self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self._try_to_flush()
 
     def add(self, group: Group, rows: int) -> None:
         """The caller merged so many rows into a group."""
@@ -126,38 +112,25 @@ class Merges:
         written.requests += 1
         written.rows += rows
 
-    async def flush(self) -> None:
-        """Write the entries: all of them, or none, and they are kept for the next time."""
-        async with self._flushing:
-            told, self._written = self._written, {}
-            try:
-                if told:
-                    async with self._database.transaction() as connection:
-                        for each in told.values():
-                            await rows_changed(
-                                connection,
-                                WRITE,
-                                each.group,
-                                by=each.by,
-                                requests=each.requests,
-                                rows_written=each.rows,
-                                since=each.since,
-                            )
-            except BaseException:
-                for key, each in told.items():
-                    if key in self._written:
-                        each.requests += self._written[key].requests
-                        each.rows += self._written[key].rows
-                    self._written[key] = each
-                raise
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
-            await self._try_to_flush()
-
-    async def _try_to_flush(self) -> None:
+    async def _write(self) -> None:
+        told, self._written = self._written, {}
         try:
-            await self.flush()
-        except errors.TriglotError as error:
-            log.warning("the audit log hears of merges later", error=error.message)
+            if told:
+                async with self._database.transaction() as connection:
+                    for each in told.values():
+                        await rows_changed(
+                            connection,
+                            WRITE,
+                            each.group,
+                            by=each.by,
+                            requests=each.requests,
+                            rows_written=each.rows,
+                            since=each.since,
+                        )
+        except BaseException:
+            for key, each in told.items():
+                if key in self._written:
+                    each.requests += self._written[key].requests
+                    each.rows += self._written[key].rows
+                self._written[key] = each
+            raise

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from chassis import errors
-from chassis.telemetry import log
 from services.serving.catalogue import Catalogue
 from services.serving.definitions import Group
+from services.serving.gathering import Gathered
 from services.serving.rows import Rows, Sample
 
 _FLUSH_SECONDS = 10.0
@@ -65,27 +64,14 @@ class Census:
             return Count(found, round(found * average), not self._sample.whole, self._counted_at)
 
 
-class Usage:
+class Usage(Gathered):
     """Counts rows read and written by this process, and adds them to the tables from time to time."""
 
     def __init__(self, catalogue: Catalogue) -> None:
+        super().__init__("rows read and written", _FLUSH_SECONDS)
         self._catalogue = catalogue
         self._reads: defaultdict[tuple[int, ...], int] = defaultdict(int)
         self._writes: Counter[int] = Counter()
-        self._flushing = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Add to the tables from now on."""
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Add what is left."""
-        if self._task is not None:
-            async with self._flushing:
-                self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self._try_to_flush()
 
     def read(self, group_ids: tuple[int, ...], rows: int) -> None:
         """So many rows were read of each of these groups. Every request comes here: it is one addition."""
@@ -102,30 +88,17 @@ class Usage:
         found = await self._catalogue.usage([group.id for group in groups], days)
         return [found[group.id] for group in groups]
 
-    async def flush(self) -> None:
-        """Add to the tables. What could not be added is kept for the next time."""
-        async with self._flushing:
-            reads, self._reads = self._reads, defaultdict(int)
-            writes, self._writes = self._writes, Counter()
-            try:
-                if reads or writes:
-                    await self._catalogue.add_usage(_by_group(reads), writes)
-            except BaseException:
-                for group_ids, rows in reads.items():
-                    self._reads[group_ids] += rows
-                self._writes.update(writes)
-                raise
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
-            await self._try_to_flush()
-
-    async def _try_to_flush(self) -> None:
+    async def _write(self) -> None:
+        reads, self._reads = self._reads, defaultdict(int)
+        writes, self._writes = self._writes, Counter()
         try:
-            await self.flush()
-        except errors.TriglotError as error:
-            log.warning("usage is added later", error=error.message)
+            if reads or writes:
+                await self._catalogue.add_usage(_by_group(reads), writes)
+        except BaseException:
+            for group_ids, rows in reads.items():
+                self._reads[group_ids] += rows
+            self._writes.update(writes)
+            raise
 
 
 def _by_group(reads: dict[tuple[int, ...], int]) -> Counter[int]:

@@ -12,6 +12,7 @@ from chassis import calls, telemetry
 from chassis.postgres import open_database
 from chassis.principals import Principal
 from chassis.settings import Settings
+from protos.gen.feast.core.Project_pb2 import Project, ProjectSpec
 from protos.gen.feast.registry import RegistryServer_pb2 as feast
 from protos.gen.triglot.management.v1 import feature_view_pb2 as management
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as serving
@@ -77,6 +78,7 @@ async def test_connections_to_postgres(settings: Settings) -> None:
     [
         (feast.GetEntityRequest(name="driver", project="shop"), "shop"),
         (feast.ApplyEntityRequest(project="shop"), "shop"),
+        (feast.ApplyProjectRequest(project=Project(spec=ProjectSpec(name="shop"))), None),
         (serving.RenderFeatureVectorsRequest(feature_store="demo"), "demo"),
         (management.ListFeatureViewsRequest(project_id="3"), "3"),
         (serving.PingRequest(), None),

@@ -18,7 +18,7 @@ from chassis.bundles import BundlingChannel
 from chassis.errors import WrongSetting
 from chassis.server import GrpcServer
 from chassis.settings import Settings
-from gateway.__main__ import BUNDLED
+from gateway.assembly import BUNDLED
 from tests.conftest import Servers
 from tests.serving.conftest import Client, hopsworks_client, open_stack
 
@@ -135,6 +135,23 @@ async def test_a_share_of_none_is_overruled_by_who_calls(settings: Settings) -> 
             tracing.end(tracing.begin("chosen", {"traceparent": f"00-{TRACE}-{PARENT}-01"}), {}, "wrong")
     [span] = collector.spans()
     assert (span.name, span.status.message) == ("chosen", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("environment", "service"),
+    [({}, "triglot"), ({"OTEL_SERVICE_NAME": "gateway", "OTEL_RESOURCE_ATTRIBUTES": "zone=a"}, "gateway")],
+)
+async def test_the_environment_names_the_process(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], service: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with collecting() as collector, tracing.tracing(settings.model_copy(update={"traces_url": collector.url})):
+        tracing.end(tracing.begin("x"), {})
+    [request] = collector.requests
+    about = attributes(request.resource_spans[0].resource)  # type: ignore[attr-defined]
+    assert about["service.name"] == service
+    assert about.get("zone") == ("a" if environment else None)
 
 
 async def test_a_collector_that_is_away_stops_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

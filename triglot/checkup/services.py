@@ -8,17 +8,13 @@ from typing import Any
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis import calls, errors
+from gateway.assembly import SERVICES
 from protos.gen.triglot.identity.v1 import identity_service_pb2, identity_service_pb2_grpc
 from protos.gen.triglot.serving.v1 import serving_service_pb2, serving_service_pb2_grpc
 from triglot.checkup import certificates
 from triglot.checkup.finding import PATIENCE_SECONDS, Finding, fine, warning, wrong
 from triglot.deployment import Target
 
-_FULL_NAMES = {
-    "registry": "feast.registry.RegistryServer",
-    "serving": "triglot.serving.v1.ServingService",
-    "management": "triglot.management.v1.ManagementService",
-}
 # No project has such a name; what is asked about it is whether it may be asked.
 _NOWHERE = "triglot-doctor"
 
@@ -43,7 +39,7 @@ async def examine(target: Target, service_api_key: str) -> AsyncIterator[Finding
 
 
 async def _health(check: str, target: Target, channel: Any) -> Finding:
-    request = health_pb2.HealthCheckRequest(service=_FULL_NAMES[target.service])
+    request = health_pb2.HealthCheckRequest(service=SERVICES[target.service])
     try:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         reply = await calls.invoke(stub.Check, request, timeout_seconds=PATIENCE_SECONDS)
