@@ -138,9 +138,13 @@ class RedisCluster:
     # What it is like
 
     def whole(self) -> bool:
-        """Whether all nodes think that all slots are served and each primary has a replica that is in step."""
+        """Whether all nodes think that all slots are served and each primary has a replica that follows it."""
         try:
-            return all(map(self._content, self.ports)) and len(self.primaries()) == PRIMARIES and self.in_step()
+            return (
+                all(map(self._content, self.ports))
+                and len(self.primaries()) == PRIMARIES
+                and all(self._replica(port).get("state") == "online" for port in self.primaries())
+            )
         except redis.RedisError:
             return False
 
@@ -160,13 +164,19 @@ class RedisCluster:
         return views.count(views[0]) == len(views) and all(owner in self._nodes for _, _, owner in views[0])
 
     def in_step(self) -> bool:
-        """Whether each primary has a replica that holds all that it holds."""
-        return all(self._followed(port) for port in self.primaries())
+        """Whether each primary has a replica that holds all that it holds. While callers write, that is chance."""
+        return all(self._replica(port).get("offset") == self._offset(port) for port in self.primaries())
 
-    def _followed(self, port: int) -> bool:
+    def _replica(self, port: int) -> dict[str, Any]:
+        """What a primary says of its replica; empty if it has none."""
+        return dict(self._replication(port).get("slave0", {}))
+
+    def _offset(self, port: int) -> int:
+        return int(self._replication(port)["master_repl_offset"])
+
+    def _replication(self, port: int) -> dict[str, Any]:
         info: dict[str, Any] = self[port].info("replication")  # type: ignore[assignment]
-        replica = info.get("slave0", {})
-        return replica.get("state") == "online" and replica.get("offset") == info["master_repl_offset"]
+        return info
 
     def ranges(self, port: int) -> list[tuple[int, int, int]]:
         """First slot, last slot and the owner's port, as a node sees it."""
@@ -179,8 +189,7 @@ class RedisCluster:
 
     def replica_of(self, port: int) -> int:
         """The port of a primary's replica."""
-        info: dict[str, Any] = self[port].info("replication")  # type: ignore[assignment]
-        return int(info["slave0"]["port"])
+        return int(self._replica(port)["port"])
 
     def owner(self, key: bytes) -> int:
         """The port of the primary that owns a key's slot."""
