@@ -250,7 +250,8 @@ class _Server(uvicorn.Server):
 
 def _listen(host: str, port: int, *, reuse: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    # With its protocol named, as event loops look for it before they switch off the delay of small packets.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if reuse:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -101,7 +101,8 @@ async def _administer(postgres_url: str, statement: str) -> None:
 def database_url(servers: Servers) -> Iterator[str]:
     """A fresh, migrated database that holds the administrator `admin` and its keys."""
     name = f"test_{secrets.token_hex(6)}"
-    asyncio.run(_administer(servers.postgres_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
+    # Files are copied in half the time that it takes to write all their pages into the log.
+    asyncio.run(_administer(servers.postgres_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"))
     yield servers.database_url(name)
     asyncio.run(_drop(servers.postgres_url, name))
 

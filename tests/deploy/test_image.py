@@ -67,6 +67,7 @@ def test_the_lock_is_that_of_the_rest_without_the_embedded_servers() -> None:
 
 @pytest.mark.stack
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_steps_work(tmp_path: Path) -> None:
     """The paths of the image are below a folder, and pip may keep what it fetched; the rest is as it is written."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRIGLOT_", "PYTHON"))}
