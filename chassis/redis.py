@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import redis.asyncio
 import redis.exceptions
@@ -69,8 +69,8 @@ def _client(settings: Settings) -> Client:
         raise errors.WrongSetting("TRIGLOT_REDIS_URL is no URL such as redis://:password@host:6379/0") from None
 
 
-@asynccontextmanager
-async def translated() -> AsyncIterator[None]:
+@contextmanager
+def translated() -> Iterator[None]:
     """Driver exceptions die here: whatever Redis did not do is Unavailable, dependency `redis`. Why is in the log."""
     try:
         yield

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import cast
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
-import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from chassis import tls
 from chassis.errors import PortInUse, WrongSetting
 from chassis.limits import Addresses, of_addresses
 from chassis.server import LEAVE_PART
 from chassis.settings import Settings
+from gateway.http1 import Connection, Site
 from gateway.settings import GatewaySettings
-
-# A key, or a token of a provider, is some 6 KiB at most.
-_MAX_HEAD_BYTES = 64 * 1024
-
 
 # Headers of every answer, whoever gives it. Browsers are told to take what comes for what it says it is, and where we
 # speak TLS, to come back with nothing else.
 _GUARDS = ((b"x-content-type-options", b"nosniff"),)
 _GUARDS_OF_TLS = ((b"strict-transport-security", b"max-age=31536000"),)
+_BACKLOG = 2048
+_POLL_SECONDS = 0.02
 
 
 class HttpServer:
-    """uvicorn on one or more ports. `start` once inside the running loop, then `stop` once.
+    """HTTP on one or more ports. `start` once inside the running loop, then `stop` once.
 
     `certificate` holds PEM files of the certificate chain and of its key; empty: plain HTTP.
     """
@@ -48,48 +43,55 @@ class HttpServer:
         reuse_port: bool = False,
         addresses: Addresses | None = None,
     ) -> None:
-        self._sockets: list[socket.socket] = []
         self._host = host
         self._reuse_port = reuse_port
         self._ports = settings.ports
-
-        guards = [*_GUARDS, *(_GUARDS_OF_TLS if certificate[0] else ())]
-
-        def shown(*_: object) -> ssl.SSLContext:
-            return tls.http_listener(*certificate, settings.client_authority)
-
-        config = uvicorn.Config(
+        self._drain_seconds = drain_seconds
+        self._head_seconds = settings.body_timeout_seconds
+        self._tls = tls.http_listener(*certificate, settings.client_authority) if certificate[0] else None
+        self._site = Site(
             app,
-            http=_Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            headers=[(name.decode(), value.decode()) for name, value in guards],
-            # Nothing asks where a request came from.
-            proxy_headers=False,
-            timeout_keep_alive=75,
-            limit_concurrency=settings.max_connections,
-            timeout_graceful_shutdown=max(1, int(drain_seconds * (1 - LEAVE_PART))),
-            ssl_context_factory=shown if certificate[0] else None,
+            headers=[*_GUARDS, *(_GUARDS_OF_TLS if self._tls else ())],
+            max_connections=settings.max_connections,
+            head_seconds=self._head_seconds,
+            addresses=addresses,
         )
-        self._server = _Server(config, addresses)
-        self._leave_seconds = drain_seconds * LEAVE_PART
-        self._head_timeout_seconds = settings.body_timeout_seconds
-        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[asyncio.Server] = []
         self._sweeping: asyncio.Task[None] | None = None
+
+    @property
+    def connections(self) -> Collection[Connection]:
+        """Those that are open."""
+        return self._site.connections
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has begun to stop."""
+        return self._site.leaving
 
     async def start(self) -> Sequence[int]:
         """Listen, and say on which ports. Raises PortInUse."""
-        self._sockets = [_listen(self._host, port, reuse=self._reuse_port) for port in self._ports]
-        self._task = asyncio.create_task(self._server.serve(sockets=self._sockets))
-        while not self._server.started:
-            if self._task.done():
-                self._task.result()
-            await asyncio.sleep(0.01)
-        self._sweeping = asyncio.create_task(self._sweep())
-        return [bound.getsockname()[1] for bound in self._sockets]
+        loop = asyncio.get_running_loop()
+        sockets = []
+        try:
+            for port in self._ports:
+                sockets.append(_listen(self._host, port, reuse=self._reuse_port))
+        except PortInUse:
+            for bound in sockets:
+                bound.close()
+            raise
+        for bound in sockets:
+            handshake_seconds = self._head_seconds if self._tls else None
+            listener = await loop.create_server(
+                partial(Connection, self._site),
+                sock=bound,
+                ssl=self._tls,
+                backlog=_BACKLOG,
+                ssl_handshake_timeout=handshake_seconds,
+            )
+            self._listeners.append(listener)
+        self._sweeping = asyncio.create_task(self._site.sweep())
+        return [bound.getsockname()[1] for bound in sockets]
 
     async def stop(self) -> None:
         """Let callers turn to others, then take no new connections, and let the requests under way finish.
@@ -97,38 +99,30 @@ class HttpServer:
         Whoever closes an idle connection may do so while a request is on its way, which is lost then. So for a part of
         the time each connection is closed with the next answer on it, as HTTP lets us ask for, and only then as it is.
         """
+        site = self._site
         if self._sweeping is not None:
             self._sweeping.cancel()
-        if self._task is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._leave_seconds):
-                    await self._server.leave()
-            self._server.should_exit = True
-            await self._task
+        site.leaving = True
+        await self._gone(self._drain_seconds * LEAVE_PART)
+        for listener in self._listeners:
+            listener.close()
+        await self._gone(self._drain_seconds * (1 - LEAVE_PART), close_idle=True)
+        tasks = [exchange.task for exchange in site.exchanges if exchange.task is not None]
+        for task in tasks:
+            task.cancel()
+        for each in [*site.connections]:
+            each.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _sweep(self) -> None:
-        """Close connections on which the head of a request does not arrive, and those that do not read their answer:
-        uvicorn waits for either for ever.
-
-        One look at all of them from time to time costs less than a timer for each. Whoever waits in two looks for the
-        same head, or has read nothing between them, goes: it may take once to twice this time.
-        """
-        waiting: dict[_Protocol, object] = {}
-        unread: dict[_Protocol, int] = {}
-        while True:
-            await asyncio.sleep(self._head_timeout_seconds)
-            found: dict[_Protocol, object] = {
-                each: each.cycle for each in self._server.connections if each.waits_for_head
-            }
-            for each in found.keys() & waiting.keys():
-                if found[each] is waiting[each]:
-                    each.refuse(b"408 Request Timeout")
-            waiting = found
-            left = {each: size for each in self._server.connections if (size := each.unread_bytes)}
-            for each in left.keys() & unread.keys():
-                if left[each] == unread[each]:
-                    each.transport.abort()
-            unread = left
+    async def _gone(self, seconds: float, *, close_idle: bool = False) -> None:
+        """Wait until no connection and no request is left, for so long at most."""
+        site = self._site
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while site.connections or site.exchanges:
+                    for each in [*site.connections] if close_idle else ():
+                        each.close_if_idle()
+                    await asyncio.sleep(_POLL_SECONDS)
 
 
 @asynccontextmanager
@@ -152,100 +146,6 @@ async def listening(app: ASGIApp, own: GatewaySettings, settings: Settings) -> A
         yield await server.start()
     finally:
         await server.stop()
-
-
-class _Protocol(HttpToolsProtocol):
-    """One connection, whose requests have heads of a bounded size."""
-
-    _head_bytes = 0
-    # Who is counted for it.
-    _caller = ""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """It begins, unless its address has too many."""
-        super().connection_made(transport)
-        addresses: Addresses | None = self.server_state.addresses  # type: ignore[attr-defined]
-        if addresses is not None:
-            caller = addresses.caller((self.client or ("",))[0])
-            if addresses.connected(caller):
-                self._caller = caller
-            else:
-                transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
-        super().connection_lost(exc)
-        if self._caller:
-            self.server_state.addresses.disconnected(self._caller)  # type: ignore[attr-defined]
-            self._caller = ""
-
-    @property
-    def unread_bytes(self) -> int:
-        """What was written and not taken by the other side."""
-        return self.transport.get_write_buffer_size()
-
-    @property
-    def waits_for_head(self) -> bool:
-        """Whether a request should come, or comes, and its head is not there. After an answer uvicorn has a timer."""
-        return (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None
-
-    def data_received(self, data: bytes) -> None:
-        """Whatever arrives."""
-        super().data_received(data)
-        if self.server_state.leaving:  # type: ignore[attr-defined]
-            self.leave()
-        if self.waits_for_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self.refuse(b"431 Request Header Fields Too Large")
-        elif self._head_bytes:
-            self._head_bytes = 0
-
-    def leave(self) -> None:
-        """The request under way, if there is one, is the connection's last."""
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
-
-    def refuse(self, status: bytes) -> None:
-        """Answer what is no request yet, and close."""
-        if not self.transport.is_closing():
-            always = b"".join(b"%b: %b\r\n" % each for each in self.server_state.default_headers)
-            self.transport.write(
-                b"HTTP/1.1 " + status + b"\r\n" + always + b"content-length: 0\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.close()
-
-
-class _State(ServerState):
-    """What connections of one server share."""
-
-    leaving = False
-    addresses: Addresses | None = None
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process decides when to stop."""
-
-    def __init__(self, config: uvicorn.Config, addresses: Addresses | None) -> None:
-        super().__init__(config)
-        self.server_state = _State()
-        self.server_state.addresses = addresses
-
-    async def leave(self) -> None:
-        """From now on each connection ends with the next answer on it. Returns when there is none."""
-        cast("_State", self.server_state).leaving = True
-        for each in self.connections:
-            each.leave()
-        while self.connections:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.05)
-
-    @property
-    def connections(self) -> Collection[_Protocol]:
-        return cast("Collection[_Protocol]", self.server_state.connections)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _listen(host: str, port: int, *, reuse: bool) -> socket.socket:

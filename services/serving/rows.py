@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import Context
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ class Rows:
         async with self._pinging:
             if self._last_good_ping < arrived:
                 asked = time.monotonic()
-                async with translated():
+                with translated():
                     await self._client.ping()
                 self._last_good_ping = asked
 
@@ -153,7 +154,7 @@ class Rows:
         return await self._reads.read(keys)
 
     async def _get_many(self, keys: list[bytes]) -> Sequence[bytes | None]:
-        async with translated():
+        with translated():
             found: list[bytes | None] = await self._ask((b"MGET", *keys))
             return found
 
@@ -187,8 +188,9 @@ class Rows:
         """Write a chunk, and again if Redis is away for a moment: all ways of writing can be repeated."""
         for attempt in range(_WRITE_ATTEMPTS):
             try:
-                async with self._writes, translated():
-                    await send(keys, packed)
+                async with self._writes:
+                    with translated():
+                        await send(keys, packed)
                 return
             except errors.Unavailable:
                 if attempt == _WRITE_ATTEMPTS - 1:
@@ -222,8 +224,9 @@ class Rows:
         """Delete rows; how many of them there were. Idempotent."""
         deleted = 0
         for start in range(0, len(keys), _WRITE_CHUNK):
-            async with self._writes, translated():
-                deleted += await self._unlink(keys[start : start + _WRITE_CHUNK])
+            async with self._writes:
+                with translated():
+                    deleted += await self._unlink(keys[start : start + _WRITE_CHUNK])
         return deleted
 
     async def _each(self, keys: Sequence[bytes], commands: Iterable[tuple[bytes, ...]]) -> list[Any]:
@@ -239,7 +242,7 @@ class Rows:
     async def servers(self) -> frozenset[str]:
         """What those that hold the rows call themselves: a server that was started again, or one that took the place of
         another, has another name."""
-        async with translated():
+        with translated():
             return frozenset([(await server.info("server"))["run_id"] for server in await self._servers()])
 
     async def require_same(self, servers: frozenset[str]) -> None:
@@ -259,9 +262,8 @@ class Rows:
         deadline = time.monotonic() + seconds
         found = 0
         while count:
-            with suppress(errors.Unavailable):
-                async with translated():
-                    found = await self._replicas(count)
+            with suppress(errors.Unavailable), translated():
+                found = await self._replicas(count)
             if found >= count:
                 return
             if time.monotonic() > deadline:
@@ -297,7 +299,7 @@ class Rows:
         removed = 0
         match = self.prefix(row_set) + b"*"
         batch: list[bytes] = []
-        async with translated():
+        with translated():
             for server in await self._servers():
                 async for key in server.scan_iter(match=match, count=_SCAN_COUNT):
                     batch.append(key)
@@ -317,7 +319,7 @@ class Rows:
         rows: Counter[int] = Counter()
         examples: dict[int, list[bytes]] = {}
         whole = True
-        async with translated():
+        with translated():
             servers = await self._servers()
             for server in servers:
                 found, weight = await self._scan(server, max(1, max_scans // len(servers)), examples)
@@ -350,7 +352,7 @@ class Rows:
 
     async def average_bytes(self, keys: Sequence[bytes]) -> float:
         """Of keys and values of rows."""
-        async with translated():
+        with translated():
             sizes = await self._each(keys, ((b"STRLEN", key) for key in keys)) if keys else []
         return float(sum(sizes) + sum(map(len, keys))) / max(len(keys), 1)
 
@@ -424,42 +426,63 @@ def _list(texts: pa.StringArray) -> list[bytes]:
     return found
 
 
+_Waiting = tuple[list[bytes], asyncio.Future[Sequence[bytes | None]]]
+
+
 class _Coalescer:
     """Gathers the reads of one turn of the event loop into one command, and those that come while it is under way.
 
-    An idle server waits for nothing: a read alone goes out in the same turn.
+    An idle server waits for nothing: a read alone goes out in the next turn.
     """
 
     def __init__(self, get_many: Any, max_keys: int) -> None:
         self._get_many = get_many
         self._max_keys = max_keys
-        self._waiting: list[tuple[list[bytes], asyncio.Future[Sequence[bytes | None]]]] = []
-        self._in_flight: set[asyncio.Task[None]] = set()
-        self._scheduled = False
+        self._waiting: list[_Waiting] = []
+        self._running: set[asyncio.Task[None]] = set()
+        # One of them has not begun.
+        self._beginning = False
 
     @property
     def busy(self) -> bool:
         """Whether anybody waits for rows."""
-        return bool(self._waiting or self._in_flight)
+        return bool(self._waiting or self._running)
 
     async def read(self, keys: list[bytes]) -> Sequence[bytes | None]:
         if not keys:
             return ()
-        loop = asyncio.get_running_loop()
         if len(keys) > self._max_keys:
             parts = [keys[start : start + self._max_keys] for start in range(0, len(keys), self._max_keys)]
             return [row for part in parts for row in await self.read(part)]
-        future: asyncio.Future[Sequence[bytes | None]] = loop.create_future()
+        future: asyncio.Future[Sequence[bytes | None]] = asyncio.get_running_loop().create_future()
         self._waiting.append((keys, future))
         _waiting.add()
-        if not self._scheduled and len(self._in_flight) < _READS_IN_FLIGHT:
-            self._scheduled = True
-            loop.call_soon(self._send)
+        if not self._beginning and len(self._running) < _READS_IN_FLIGHT:
+            self._begin()
         return await future
 
-    def _send(self) -> None:
-        self._scheduled = False
-        taken: list[tuple[list[bytes], asyncio.Future[Sequence[bytes | None]]]] = []
+    def _begin(self) -> None:
+        self._beginning = True
+        # What it does is done for nobody in particular.
+        task = asyncio.get_running_loop().create_task(self._run(), context=Context())
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if task.cancelled():
+            self._beginning = False
+        if self._waiting and not self._beginning:
+            self._begin()
+
+    async def _run(self) -> None:
+        self._beginning = False
+        while self._waiting:
+            await self._fetch(self._taken())
+
+    def _taken(self) -> list[_Waiting]:
+        """Those whose turn it is."""
+        taken: list[_Waiting] = []
         size = 0
         for keys, future in self._waiting:
             if taken and size + len(keys) > self._max_keys:
@@ -468,16 +491,9 @@ class _Coalescer:
             taken.append((keys, future))
         del self._waiting[: len(taken)]
         _waiting.add(-len(taken))
-        task = asyncio.get_running_loop().create_task(self._fetch(taken))
-        self._in_flight.add(task)
-        task.add_done_callback(self._sent)
+        return taken
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._in_flight.discard(task)
-        if self._waiting and not self._scheduled:
-            self._send()
-
-    async def _fetch(self, taken: list[tuple[list[bytes], asyncio.Future[Sequence[bytes | None]]]]) -> None:
+    async def _fetch(self, taken: list[_Waiting]) -> None:
         wanted = [item for item in taken if not item[1].done()]
         if not wanted:
             return

@@ -37,7 +37,7 @@ async def serving(settings: GatewaySettings = SETTINGS) -> AsyncIterator[int]:
         assert (await exchange(port, GOOD)).startswith(b"HTTP/1.1 200 ")
 
         async def alone() -> bool:
-            return not server._server.connections
+            return not server.connections
 
         await until(alone)
     finally:
@@ -193,7 +193,7 @@ async def test_who_keeps_a_connection_is_asked_to_leave_before_it_is_closed() ->
     stopping = asyncio.create_task(server.stop())
 
     async def asked() -> bool:
-        return bool(server._server.server_state.leaving)  # type: ignore[attr-defined]
+        return server.leaving
 
     await until(asked)
     assert not reader.at_eof()

@@ -133,7 +133,7 @@ async def test_who_does_not_read_is_not_waited_for() -> None:
         assert await asyncio.to_thread(lazy.recv, 15) == b"HTTP/1.1 200 OK"
 
         async def dropped() -> bool:
-            return not opened._server.connections
+            return not opened.connections
 
         await until(dropped)
     await opened.stop()

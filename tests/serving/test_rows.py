@@ -62,13 +62,11 @@ async def test_neither_passwords_nor_rows_are_logged(servers: Servers, logs: lis
             await Rows(client, "test", 100).read([b"1"])
     async with redis.asyncio.Redis.from_url(servers.redis_url) as client:
         await client.lpush("of-another-type", "x")  # type: ignore[misc]
-        with pytest.raises(errors.Unavailable):
-            async with chassis.redis.translated():
-                await client.pipeline(transaction=False).execute_command("GET", "of-another-type").execute()
+        with pytest.raises(errors.Unavailable), chassis.redis.translated():
+            await client.pipeline(transaction=False).execute_command("GET", "of-another-type").execute()
         chassis.redis._complained.clear()
-        with pytest.raises(errors.Unavailable):
-            async with chassis.redis.translated():
-                await client.execute_command("NO-COMMAND", "a-row")
+        with pytest.raises(errors.Unavailable), chassis.redis.translated():
+            await client.execute_command("NO-COMMAND", "a-row")
         await client.delete("of-another-type")
     assert len(logs) == 3
     assert not any(text in str(logs) for text in ("wrong-secret", address.password, "of-another-type", "a-row"))
