@@ -9,11 +9,12 @@ import io
 import json
 import re
 import shutil
+import socket
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -39,7 +40,8 @@ from protos.gen.triglot.serving.v1.value_pb2 import Value
 TRIGLOT = ROOT / ".venv" / "bin" / "triglot"
 FEAST = ROOT / ".venv-feast-bench" / "bin"
 PLAYER = Path(__file__).with_name("vectors.lua")
-BARE, FEAST_REST, ONE_PROCESS, GRPC_HOP, GRPC = "bare Redis", "Feast", "one process", "gateway + gRPC", "gRPC"
+BARE, EMPTY, FEAST_REST = "bare Redis", "empty handler", "Feast"
+ONE_PROCESS, GRPC_HOP, GRPC = "one process", "gateway + gRPC", "gRPC"
 _START_SECONDS = 300.0
 _CALL_SECONDS = 300.0
 _ROWS_OF_A_STREAM = 10_000
@@ -173,6 +175,17 @@ class Hopsworks(OverHttp):
 
     def _vectors(self, view: View, answer: Any) -> Vectors:
         return [answer["features"]] if isinstance(answer["status"], str) else list(answer["features"])
+
+
+class Empty(Hopsworks):
+    """A server that answers nothing, in as many bytes as Triglot would."""
+
+    def prepare(self, shape: Shape, rows: int) -> None:
+        self._size = len(json.dumps([shape.view.vector(key) for key in next(shape.requests(rows))]))
+        super().prepare(shape, rows)
+
+    def _request(self, view: View, keys: Sequence[int]) -> tuple[str, dict[str, Any]]:
+        return f"/?bytes={self._size}", super()._request(view, keys)[1]
 
 
 class FeastServer(OverHttp):
@@ -340,6 +353,25 @@ def gateway(folder: Path, before: Triglot) -> Iterator[Hopsworks]:
 
 
 _ROLES = ("registry", "serving", "management")
+
+
+@contextmanager
+def empty(folder: Path) -> Iterator[Empty]:
+    """Starlette on uvicorn, with a handler that does nothing."""
+    with processes.reserved_ports(1) as [port]:
+        argv = [sys.executable, "-m", "benchmarks.empty", str(port)]
+        process = Process(argv, ROOT, processes.clean_environment(), folder / "empty.log")
+        try:
+            process.wait_until(lambda: _listens(port), _START_SECONDS)
+            yield Empty(EMPTY, f"http://127.0.0.1:{port}", "", [process], folder)
+        finally:
+            process.stop()
+
+
+def _listens(port: int) -> bool | None:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return None
 
 
 @contextmanager

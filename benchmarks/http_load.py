@@ -73,9 +73,8 @@ async def _storm(host: str, port: int, requests: list[bytes], connections: int, 
 
 def main(url: str, file: str, key: str, connections: str, seconds: str) -> None:
     address = urlsplit(url)
-    head = (
-        f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\nX-API-KEY: {key}"
-    )
+    target = address._replace(scheme="", netloc="").geturl()
+    head = f"POST {target} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\nX-API-KEY: {key}"
     requests = [
         b"%s\r\nContent-Length: %d\r\n\r\n%s" % (head.encode(), len(body), body)
         for body in Path(file).read_bytes().splitlines()

@@ -1,4 +1,4 @@
-"""Feature vectors: Triglot beside a bare Redis client and Feast's feature server, on the same rows in the same Redis.
+"""Feature vectors: Triglot beside a bare Redis client, a server that does nothing, and Feast's feature server.
 
 python -m benchmarks.serving [--rounds 3] [--seconds 3] [--only NAME ...] [--shapes SHAPE ...] [--quick]
 """
@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import feature_servers, harness, processes
-from benchmarks.feature_servers import BARE, FEAST_REST, GRPC, GRPC_HOP, ONE_PROCESS, Figures, Hopsworks, Server
+from benchmarks.feature_servers import BARE, EMPTY, FEAST_REST, GRPC, GRPC_HOP, ONE_PROCESS, Figures, Hopsworks, Server
 from benchmarks.harness import Refused, figure, progress
 from benchmarks.processes import ROOT
 from benchmarks.vectors import FIVE, ONE, SHAPES, Shape
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 
-NAMES = (BARE, FEAST_REST, ONE_PROCESS, GRPC_HOP, GRPC)
+NAMES = (BARE, EMPTY, FEAST_REST, ONE_PROCESS, GRPC_HOP, GRPC)
 HISTORY = ROOT / "docs" / "performance.md"
 _HISTORY_ENDS = "<!-- runs end here -->"
 # One and many at once; and as many as Feast is compared at.
@@ -44,6 +44,9 @@ class Goal:
     least: float = 0.0
     most: float = float("inf")
     of: str = ""
+    # What a handler that does nothing reached on the machine that the goal was set on. The share of that is the goal
+    # on any machine.
+    empty: float = 0.0
 
     @property
     def text(self) -> str:
@@ -56,10 +59,12 @@ class Goal:
 
 
 PER_SECOND, P50, P99 = "requests/s", "p50 ms", "p99 ms"
+# Starlette with an empty handler where the goals were set, asked for one vector and for a hundred.
+_EMPTY_ONE, _EMPTY_HUNDRED = 13_500, 6_000
 GOALS = (
-    Goal(ONE_PROCESS, 1, ONE.name, 16, PER_SECOND, least=9_000),
+    Goal(ONE_PROCESS, 1, ONE.name, 16, PER_SECOND, least=9_000, empty=_EMPTY_ONE),
     Goal(ONE_PROCESS, 1, ONE.name, 1, P50, most=0.5),
-    Goal(ONE_PROCESS, 100, ONE.name, 16, PER_SECOND, least=2_500),
+    Goal(ONE_PROCESS, 100, ONE.name, 16, PER_SECOND, least=2_500, empty=_EMPTY_HUNDRED),
     Goal(ONE_PROCESS, 100, ONE.name, 16, PER_SECOND, least=0.25, of=BARE),
     *(
         goal
@@ -69,8 +74,8 @@ GOALS = (
             Goal(ONE_PROCESS, entries, FIVE.name, AGAINST_FEAST, P99, most=0.1, of=FEAST_REST),
         )
     ),
-    Goal(GRPC_HOP, 1, ONE.name, 16, PER_SECOND, least=5_000),
-    Goal(GRPC, 1, ONE.name, 16, PER_SECOND, least=4_000),
+    Goal(GRPC_HOP, 1, ONE.name, 16, PER_SECOND, least=5_000, empty=_EMPTY_ONE),
+    Goal(GRPC, 1, ONE.name, 16, PER_SECOND, least=4_000, empty=_EMPTY_ONE),
 )
 
 
@@ -121,7 +126,8 @@ def measure(servers: Sequence[Server], shapes: Sequence[Shape], rows: int, round
         progress(f"{number} of {len(plan)}: {shape.title}, {connections} connections ...")
         here = {server.name: Cell(server.name, shape, connections) for server in taking_part}
         for server in taking_part:
-            check(server, shape, rows)
+            if server.name != EMPTY:
+                check(server, shape, rows)
             server.prepare(shape, rows)
             server.storm(connections, 1)
         for turn in range(rounds):
@@ -179,11 +185,26 @@ def report(cells: Sequence[Cell]) -> None:
     ]
     harness.table("Feature vectors (medians of the rounds)", [*columns, "failed"], rows)
     goals = [
-        [cell.server, f"{cell.shape.title} at {cell.connections}", goal.text, figure(value), _yes(goal.reached(value))]
+        [
+            cell.server,
+            f"{cell.shape.title} at {cell.connections}",
+            goal.text,
+            figure(value),
+            _yes(goal.reached(value)),
+            figure(goal.least / goal.empty) if goal.empty else "",
+            figure(ratio(cells, cell, EMPTY)) if goal.empty else "",
+        ]
         for goal, cell, value in judged(cells)
     ]
     if goals:
-        harness.table("What is aimed at on two cores", ["server", "where", "goal", "measured", "reached"], goals)
+        columns = ["server", "where", "goal", "measured", "reached", "goal of an empty handler's", "measured"]
+        harness.table("What is aimed at on two cores", columns, goals)
+
+
+def _share(cells: Sequence[Cell], goal: Goal, cell: Cell) -> str:
+    """How a goal and its figure compare with a handler that does nothing, there and here."""
+    share = ratio(cells, cell, EMPTY)
+    return f" ({figure(goal.least / goal.empty)} of an empty handler: {figure(share)})" if goal.empty and share else ""
 
 
 def _yes(good: bool) -> str:
@@ -206,7 +227,9 @@ def as_json(about: dict[str, str], cells: Sequence[Cell]) -> object:
         ],
         "goals": [
             {"server": cell.server, "workload": cell.shape.title, "connections": cell.connections, "goal": goal.text,
-             "measured": value, "reached": goal.reached(value)}
+             "measured": value, "reached": goal.reached(value),
+             **({"share_of_empty": goal.least / goal.empty, "measured_share": ratio(cells, cell, EMPTY)}
+                if goal.empty else {})}
             for goal, cell, value in judged(cells)
         ],
     }  # fmt: skip
@@ -216,7 +239,7 @@ def remember(about: dict[str, str], cells: Sequence[Cell]) -> None:
     """Add the run to the history in docs/performance.md: a line, and the goals' figures."""
     figures = "; ".join(
         f"{cell.server} {cell.shape.title} at {cell.connections}: "
-        f"{goal.text}, {figure(value)} {_yes(goal.reached(value))}"
+        f"{goal.text}, {figure(value)} {_yes(goal.reached(value))}{_share(cells, goal, cell)}"
         for goal, cell, value in judged(cells)
     )
     commit = subprocess.run(
@@ -264,6 +287,8 @@ def _start(closing: ExitStack, folder: Path, rows: int, names: Sequence[str]) ->
     ours = closing.enter_context(feature_servers.triglot(folder, redis_url))
     feature_servers.fill(ours, rows)
     found: dict[str, Server] = {BARE: feature_servers.Bare(redis_url, folder)}
+    if EMPTY in names:
+        found[EMPTY] = closing.enter_context(feature_servers.empty(folder))
     if FEAST_REST in names:
         progress("feast serve ...")
         found[FEAST_REST] = closing.enter_context(feature_servers.feast(folder / "feast", redis_url, rows))
