@@ -27,6 +27,8 @@ log = structlog.get_logger("gateway")
 _MAX_HEAD_BYTES = 64 * 1024
 # What may arrive of a body before the application asks for it.
 _MAX_AHEAD_BYTES = 64 * 1024
+# Requests on one connection that may wait for the answer to the one before them.
+_MAX_WAITING = 64
 # Longer than clients and balancers keep what they do not use, so that it is they who close.
 _IDLE_SECONDS = 75.0
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
@@ -167,7 +169,10 @@ class Connection(asyncio.Protocol):
         if self._in_head and self._requests == before:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
-                self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                if self._answering is None:
+                    self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                else:
+                    self._hear_no_more()
 
     def eof_received(self) -> bool:
         """Nothing more comes. Whether somebody may still read an answer; TLS has no such half of a connection."""
@@ -182,7 +187,7 @@ class Connection(asyncio.Protocol):
         if self._arriving is None:
             return
         self._arriving.keeps = False
-        framing = [line for line in self._headers if line[0] in (b"content-length", b"transfer-encoding")]
+        framing = [line for line in self._arriving.headers if line[0] in (b"content-length", b"transfer-encoding")]
         self._parser = httptools.HttpRequestParser(self)
         self._declining = True
         head = b"".join(b"%b: %b\r\n" % line for line in framing)
@@ -264,6 +269,10 @@ class Connection(asyncio.Protocol):
             "headers": self._headers,
             "client": self._peer,
         }
+        # What comes after the body are no headers.
+        self._headers = []
+        if len(self._waiting) >= _MAX_WAITING:
+            raise ValueError("too many requests that wait for their turn")
         keeps = version == "1.1" and parser.should_keep_alive()
         exchange = _Exchange(self._site, self, scope, keeps=keeps, expects=self._expects)
         self._arriving = exchange
@@ -387,6 +396,12 @@ class _Exchange:
                     self._connection.refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     # The body
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        """Those of the request, with names in lower case."""
+        found: Sequence[Header] = self._scope["headers"]
+        return found
 
     def put(self, part: bytes) -> int:
         """A part of the body has arrived. How much of it was not taken so far."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx2
 import pytest
 
+from gateway import http1
 from gateway.server import HttpServer
 from gateway.settings import GatewaySettings
 from tests.patience import PATIENCE_SECONDS, until
@@ -188,6 +189,47 @@ async def test_what_is_no_request_comes_after_the_answers_before_it() -> None:
         client.say(post(b"good"), b"\x00nonsense\r\n\r\n")
         await answered(client, b"POST /a ? good")
         assert await client.rest() == b""
+
+
+async def test_a_head_without_an_end_comes_after_the_answer_before_it() -> None:
+    released = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await released.wait()
+        await echo(scope, receive, send)
+
+    async with serving(app) as server, talk(server) as client:
+        client.say(post(b"good"))
+        for _ in range(20):
+            client.say(b"GET / HTTP/1.1\r\n" if not _ else b"", b"x: " + b"y" * 10_000 + b"\r\n")
+            await asyncio.sleep(0.01)
+        released.set()
+        await answered(client, b"POST /a ? good")
+        with suppress(ConnectionResetError):  # it was closed before all was read
+            assert await client.rest() == b""
+
+
+async def test_there_is_a_most_of_requests_that_wait() -> None:
+    async with serving() as server, talk(server) as client:
+        client.say(*(post(b"%d" % number) for number in range(1_000)))
+        # One is answered, so many wait, and no more is heard.
+        for number in range(1 + http1._MAX_WAITING):
+            await answered(client, b"POST /a ? %d" % number)
+        with suppress(ConnectionResetError):
+            assert await client.rest() == b""
+
+
+async def test_what_follows_a_body_is_no_header() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        said = b"%d" % len(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+        await send({"type": "http.response.body", "body": said})
+
+    async with serving(app) as server, talk(server) as client:
+        client.say(b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nx-api-key: stolen\r\n\r\n")
+        await answered(client, b"1")
 
 
 async def test_a_body_that_is_none() -> None:
