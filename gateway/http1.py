@@ -25,6 +25,7 @@ log = structlog.get_logger("gateway")
 
 # A key, or a token of a provider, is some 6 KiB at most.
 _MAX_HEAD_BYTES = 64 * 1024
+_MAX_HEADERS = 256
 # What may arrive of a body before the application asks for it.
 _MAX_AHEAD_BYTES = 64 * 1024
 # Requests on one connection that may wait for the answer to the one before them.
@@ -33,6 +34,12 @@ _MAX_WAITING = 64
 _IDLE_SECONDS = 75.0
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 _WITHOUT_BODY = (204, 304)
+# Large bodies go out in parts of this size, so that it is seen whether they are taken.
+_SLICE_BYTES = 256 * 1024
+# How long, and how much, is still read from who may be sending when the last answer is given: a connection that is
+# closed with something unread takes the answer back.
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 16 * 1024 * 1024
 _CLOSE = b"connection: close\r\n"
 
 Header = tuple[bytes, bytes]
@@ -113,14 +120,21 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[_Exchange] = deque()
         self._in_head = False
         self._head_bytes = 0
-        # How many have arrived whole.
-        self._requests = 0
+        # Heads, parts of bodies and ends of requests that have arrived.
+        self._heard = 0
+        # What is read is thrown away. How much that was.
+        self._lingers = False
+        self._lingered_bytes = 0
+        # What is wrong with a request that cannot be read.
+        self._fault = HTTPStatus.BAD_REQUEST
         # The head that is parsed stands for that of the request that arrives.
         self._declining = False
         # When the head that is waited for was begun, or could have been; and whether anything was answered before it.
         self._since = self._loop.time()
         self._used = False
         self._reading = True
+        # Nothing more is read.
+        self._deaf = False
         # Done once the other side has taken what it was given; None: it has.
         self.drained: asyncio.Future[None] | None = None
 
@@ -156,7 +170,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Whatever arrives."""
-        before = self._requests
+        if self._lingers:
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > _LINGER_BYTES:
+                self.transport.abort()
+            return
+        before = self._heard
         try:
             try:
                 self._parser.feed_data(data)
@@ -166,16 +185,21 @@ class Connection(asyncio.Protocol):
             self._hear_no_more()
         except httptools.HttpParserError:
             self._unreadable()
-        if self._in_head and self._requests == before:
+        # Parts of a head, or of what follows a body in chunks.
+        if self._heard == before and (self._in_head or self._arriving is not None):
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
-                if self._answering is None:
+                if not self._in_head:
+                    self._unreadable()
+                elif self._answering is None:
                     self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
                 else:
                     self._hear_no_more()
 
     def eof_received(self) -> bool:
         """Nothing more comes. Whether somebody may still read an answer; TLS has no such half of a connection."""
+        if self._lingers:
+            return False
         self._hear_no_more()
         if self._answering is None or self._answering is self._arriving or self._scheme == "https":
             return False
@@ -196,6 +220,7 @@ class Connection(asyncio.Protocol):
     def _hear_no_more(self) -> None:
         """The last request that arrived is the connection's last."""
         self._read(False)
+        self._deaf = True
         if (last := self._waiting[-1] if self._waiting else self._answering) is not None:
             last.keeps = False
 
@@ -206,8 +231,10 @@ class Connection(asyncio.Protocol):
             broken.leave()
             if broken in self._waiting:
                 self._waiting.remove(broken)
-        if self._answering is None or (self._answering is broken and not broken.started):
-            self.refuse(HTTPStatus.BAD_REQUEST)
+        if self._answering is None and broken is not None:  # it has its answer
+            self._close()
+        elif self._answering is None or (self._answering is broken and not broken.started):
+            self.refuse(self._fault)
         elif self._answering is broken:
             self.transport.abort()
         else:
@@ -224,7 +251,7 @@ class Connection(asyncio.Protocol):
         self.drained = None
 
     def _read(self, on: bool) -> None:
-        if on != self._reading and not self.transport.is_closing():
+        if on != self._reading and not (on and self._deaf) and not self.transport.is_closing():
             self._reading = on
             (self.transport.resume_reading if on else self.transport.pause_reading)()
 
@@ -239,6 +266,11 @@ class Connection(asyncio.Protocol):
         self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:  # what follows a body is no header
+            return
+        if len(self._headers) >= _MAX_HEADERS:
+            self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise ValueError("too many headers")
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
@@ -246,6 +278,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._heard += 1
+        self._head_bytes = 0
         if self._declining:
             self._declining = False
             return
@@ -254,13 +288,19 @@ class Connection(asyncio.Protocol):
             raw_path, _, query = target.partition(b"#")[0].partition(b"?")
         else:
             url = httptools.parse_url(target)
-            raw_path, query = url.path, url.query or b""
+            raw_path, query = url.path or b"/", url.query or b""
         path = raw_path.decode("ascii")
-        version = parser.get_http_version()
+        version, method = parser.get_http_version(), parser.get_method()
+        if version not in ("1.0", "1.1") or method == b"CONNECT":
+            raise ValueError("only requests of HTTP/1.1 and HTTP/1.0 are answered")
+        names = [name for name, _ in self._headers]
+        codings = [value for name, value in self._headers if name == b"transfer-encoding"]
+        if names.count(b"host") > 1 or any(coding.lower() != b"chunked" for coding in codings) or len(codings) > 1:
+            raise ValueError("one host, and no coding but chunks")
         scope = {
             "type": "http",
             "http_version": version,
-            "method": parser.get_method().decode("ascii"),
+            "method": method.decode("ascii"),
             "scheme": self._scheme,
             "path": unquote(path) if "%" in path else path,
             "raw_path": raw_path,
@@ -269,12 +309,10 @@ class Connection(asyncio.Protocol):
             "headers": self._headers,
             "client": self._peer,
         }
-        # What comes after the body are no headers.
-        self._headers = []
         if len(self._waiting) >= _MAX_WAITING:
             raise ValueError("too many requests that wait for their turn")
         keeps = version == "1.1" and parser.should_keep_alive()
-        exchange = _Exchange(self._site, self, scope, keeps=keeps, expects=self._expects)
+        exchange = _Exchange(self._site, self, scope, keeps=keeps, expects=self._expects and version == "1.1")
         self._arriving = exchange
         if self._answering is None:
             self._start(exchange)
@@ -283,13 +321,15 @@ class Connection(asyncio.Protocol):
             self._read(False)
 
     def on_body(self, part: bytes) -> None:
+        self._heard += 1
+        self._head_bytes = 0
         if (exchange := self._arriving) is not None and exchange.put(part) > _MAX_AHEAD_BYTES:
             self._read(False)
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade():
             return
-        self._requests += 1
+        self._heard += 1
         if self._arriving is not None:
             self._arriving.end()
             self._arriving = None
@@ -309,7 +349,7 @@ class Connection(asyncio.Protocol):
         """The request under way has its whole answer."""
         self._answering = None
         if not keeps:
-            self.transport.close()
+            self._close()
         elif self._waiting:
             self._start(self._waiting.popleft())
         else:
@@ -325,13 +365,13 @@ class Connection(asyncio.Protocol):
 
     def look(self, now: float, head_seconds: float) -> None:
         """Close it if it was waited for long enough."""
-        if self._answering is None and not self.transport.is_closing():
+        if self._answering is None and not (self._lingers or self.transport.is_closing()):
             waited = now - self._since
-            if self._used and not self._in_head:
-                if waited > _IDLE_SECONDS:
-                    self.transport.close()
-            elif waited > head_seconds:
-                self.refuse(HTTPStatus.REQUEST_TIMEOUT)
+            if self._in_head:
+                if waited > head_seconds:
+                    self.refuse(HTTPStatus.REQUEST_TIMEOUT)
+            elif waited > (_IDLE_SECONDS if self._used else head_seconds):
+                self.transport.close()
 
     def close_if_idle(self) -> None:
         """Close it unless a request is under way."""
@@ -340,10 +380,23 @@ class Connection(asyncio.Protocol):
 
     def refuse(self, status: HTTPStatus) -> None:
         """Answer what is no request yet, and close."""
-        if not self.transport.is_closing():
+        if not (self._lingers or self.transport.is_closing()):
             head = _STATUS_LINES[status] + self._site.opening()
             self.transport.write(head + b"content-length: 0\r\n" + _CLOSE + b"\r\n")
+            self._close()
+
+    def _close(self) -> None:
+        """Close after what was written, and if more may come, once the other side has stopped, but soon."""
+        # A connection of which nobody knows is one too many.
+        expected = self._in_head or self._arriving is not None or self._waiting or not self._reading
+        if self._lingers or not expected or self not in self._site.connections:
             self.transport.close()
+            return
+        self._lingers, self._deaf = True, False
+        self._read(True)
+        if self._scheme == "http":
+            self.transport.write_eof()
+        self._loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def abort(self) -> None:
         """Break it off."""
@@ -354,8 +407,8 @@ class _Exchange:
     """A request and its answer, as ASGI has them."""
 
     __slots__ = (
-        "_arrived", "_chunked", "_connection", "_done", "_expects", "_gone", "_head", "_heard_end", "_left", "_more",
-        "_scope", "_site", "_size", "_taken", "_waiter", "keeps", "started", "task",
+        "_arrived", "_bodiless", "_chunked", "_connection", "_done", "_expects", "_gone", "_head", "_heard_end",
+        "_left", "_more", "_scope", "_site", "_size", "_taken", "_waiter", "keeps", "started", "task",
     )  # fmt: skip
 
     def __init__(
@@ -376,7 +429,7 @@ class _Exchange:
         self._gone = self._heard_end = False
         # The answer's head until its first part of a body is known, and how much of the body is still to come.
         self._head: bytes = b""
-        self._chunked = False
+        self._chunked = self._bodiless = False
         self._left: int | None = None
         self.started = self._done = False
 
@@ -433,7 +486,7 @@ class _Exchange:
 
     async def receive(self) -> dict[str, Any]:
         """ASGI: the next part of the body; after the last one, that the other side has gone, once it seems so."""
-        if self._expects and not self._gone:
+        if self._expects and not (self._gone or self.started):
             self._expects = False
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while self._taken or (self._more and not self._arrived):
@@ -463,27 +516,35 @@ class _Exchange:
             raise RuntimeError("a body comes after its head, and ends once")
         body, more = message.get("body", b""), message.get("more_body", False)
         head, self._head = self._head, b""
-        if self._left is not None:
+        if self._bodiless:
+            body = b""
+        elif self._left is not None:
             self._left -= len(body)
             if self._left < 0 or (self._left and not more):
                 raise RuntimeError("the body is not as long as its head says")
         elif self._chunked:
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
-        if self._scope["method"] == "HEAD":
-            body = b""
         if head or body:
-            self._connection.transport.write(head + body)
-            if (drained := self._connection.drained) is not None:
-                await drained
+            await self._write(head + body)
         if not more:
             self._done = True
             self._wake()
             if not self._gone:
                 self._connection.answered(keeps=self.keeps)
 
+    async def _write(self, data: bytes) -> None:
+        connection = self._connection
+        for start in range(0, len(data), _SLICE_BYTES):
+            connection.transport.write(data[start : start + _SLICE_BYTES] if len(data) > _SLICE_BYTES else data)
+            if (drained := connection.drained) is not None:
+                await asyncio.shield(drained)
+                if self._gone:
+                    raise ConnectionResetError("the other side has gone")
+
     def _head_of(self, status: int, headers: Sequence[Header]) -> bytes:
         """The head, with the empty line after it. Says how the body ends, and how the connection goes on."""
-        if self._site.leaving:
+        # Who was not told to send the body may send it, or not.
+        if self._site.leaving or (self._expects and self._more):
             self.keeps = False
         length: int | None = None
         told = []
@@ -497,12 +558,12 @@ class _Exchange:
         block = b"".join(told)
         if not block.count(b"\r") == block.count(b"\n") == len(told):
             raise RuntimeError("a header is one line")
-        if self._scope["method"] != "HEAD":
-            self._left = length
-            # HTTP/1.0 knows the end of a body by that of the connection.
-            if length is None and status not in _WITHOUT_BODY and self._scope["http_version"] != "1.0":
-                self._chunked = True
-                block += b"transfer-encoding: chunked\r\n"
+        self._left = length
+        self._bodiless = self._scope["method"] == "HEAD" or status in _WITHOUT_BODY
+        # HTTP/1.0 knows the end of a body by that of the connection.
+        if length is None and not self._bodiless and self._scope["http_version"] != "1.0":
+            self._chunked = True
+            block += b"transfer-encoding: chunked\r\n"
         if not self.keeps:
             block += _CLOSE
         return b"%b%b%b\r\n" % (_STATUS_LINES[status], self._site.opening(), block)

@@ -24,6 +24,8 @@ _GUARDS = ((b"x-content-type-options", b"nosniff"),)
 _GUARDS_OF_TLS = ((b"strict-transport-security", b"max-age=31536000"),)
 _BACKLOG = 2048
 _POLL_SECONDS = 0.02
+# How long TLS may take to say goodbye.
+_FAREWELL_SECONDS = 2.0
 
 
 class HttpServer:
@@ -81,13 +83,13 @@ class HttpServer:
                 bound.close()
             raise
         for bound in sockets:
-            handshake_seconds = self._head_seconds if self._tls else None
             listener = await loop.create_server(
                 partial(Connection, self._site),
                 sock=bound,
                 ssl=self._tls,
                 backlog=_BACKLOG,
-                ssl_handshake_timeout=handshake_seconds,
+                ssl_handshake_timeout=self._head_seconds if self._tls else None,
+                ssl_shutdown_timeout=_FAREWELL_SECONDS if self._tls else None,
             )
             self._listeners.append(listener)
         self._sweeping = asyncio.create_task(self._site.sweep())
@@ -112,7 +114,9 @@ class HttpServer:
             task.cancel()
         for each in [*site.connections]:
             each.abort()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        site.exchanges.clear()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_FAREWELL_SECONDS)
 
     async def _gone(self, seconds: float, *, close_idle: bool = False) -> None:
         """Wait until no connection and no request is left, for so long at most."""

@@ -139,6 +139,7 @@ async def test_who_asks_first_whether_to_go_on() -> None:
     [
         (b"/a?b=%20c#d", b"GET /a ?b=%20c "),
         (b"http://elsewhere/a?b", b"GET /a ?b "),
+        (b"http://elsewhere?b", b"GET / ?b "),
         (b"/%C3%A9", "GET /\u00e9 ? ".encode()),
         (b"//a", b"GET //a ? "),
     ],
@@ -232,6 +233,87 @@ async def test_what_follows_a_body_is_no_header() -> None:
         await answered(client, b"1")
 
 
+async def test_what_follows_a_body_is_bounded() -> None:
+    async with serving() as server, talk(server) as client:
+        client.say(b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n")
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not client.reader.at_eof():
+                    client.say(b"a:b\r\n" * 1_000)
+                    await client.writer.drain()
+                    await asyncio.sleep(0)
+        except ConnectionError:
+            return
+        assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_there_is_a_most_of_headers() -> None:
+    async with serving() as server, talk(server) as client:
+        client.say(b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 1_000, b"\r\n")
+        assert (await client.rest()).startswith(b"HTTP/1.1 431 ")
+
+
+async def refusing(scope: Any, receive: Any, send: Any) -> None:
+    """Answers without a look at the body."""
+    await send({"type": "http.response.start", "status": 405, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+async def test_who_asks_whether_to_go_on_and_is_told_not_to() -> None:
+    """It may send the body nevertheless, or not: what comes next is not taken for one or the other."""
+    async with serving(refusing) as server, talk(server) as client:
+        client.say(b"POST /a HTTP/1.1\r\ncontent-length: 200\r\nexpect: 100-continue\r\n\r\n")
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 405 ")
+        assert b"connection: close" in head
+        client.say(post(b""))
+        assert await client.rest() == b"no"
+
+
+async def test_an_answer_reaches_who_is_still_sending() -> None:
+    """Closing a connection with something unread would take it back."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"300000"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 403, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * 300_000})
+
+    async with serving(app) as server, talk(server) as client:
+        client.say(b"POST /a HTTP/1.1\r\ncontent-length: 5000000\r\n\r\n")
+        for _ in range(50):
+            client.say(b"y" * 100_000)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await client.writer.drain()
+        assert (await client.head()).startswith(b"HTTP/1.1 403 ")
+        assert await client.rest() == b"x" * 300_000
+
+
+async def test_a_body_that_goes_wrong_after_its_answer_gets_no_second_one() -> None:
+    async with serving(refusing) as server, talk(server) as client:
+        client.say(b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n")
+        assert (await client.head()).startswith(b"HTTP/1.1 405 ")
+        assert await client.hear(2) == b"no"
+        client.say(b"zz\r\n")
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/2.0\r\n\r\n",
+        b"GET / HTTP/0.9\r\n\r\n",
+        b"CONNECT t:80 HTTP/1.1\r\nhost: t\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n0\r\n\r\n",
+    ],
+)
+async def test_what_could_be_read_in_two_ways(head: bytes) -> None:
+    async with serving() as server, talk(server) as client:
+        client.say(head)
+        assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+
+
 async def test_a_body_that_is_none() -> None:
     async with serving() as server, talk(server) as client:
         client.say(b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n")
@@ -247,6 +329,8 @@ async def test_a_body_that_is_none() -> None:
         (b"HEAD", b"1.1", in_parts(b"ab", headers=[(b"content-length", b"2")]), b"content-length: 2", b""),
         (b"HEAD", b"1.1", in_parts(b"ab"), b"HTTP/1.1 200 OK", b""),
         (b"GET", b"1.1", in_parts(status=204), b"HTTP/1.1 204 No Content", b""),
+        (b"GET", b"1.1", in_parts(b"nobody", status=204), b"HTTP/1.1 204 No Content", b""),
+        (b"GET", b"1.1", in_parts(status=304, headers=[(b"content-length", b"9")]), b"content-length: 9", b""),
     ],
 )
 async def test_bodies_of_answers(method: bytes, version: bytes, app: Any, head: bytes, body: bytes) -> None:
