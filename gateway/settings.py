@@ -46,7 +46,7 @@ class GatewaySettings(SettingsModel):
         30.0, gt=0, description="How long a body may take to arrive; the head before it may take twice as long."
     )
     max_connections: int = Field(
-        10_000, ge=1, description="Connections, and requests under way, beyond which new requests are answered 503."
+        10_000, ge=1, description="Connections beyond which a new one is answered 503 and closed."
     )
     timeout_seconds: float = Field(10.0, gt=0, description="Deadline of the RPC behind an HTTP request.")
     pai_max_request_bytes: int = Field(
