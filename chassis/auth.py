@@ -101,6 +101,8 @@ class Keys:
         # Hash of an API key -> what is known of it. Oldest first.
         self._cache: OrderedDict[bytes, _Known] = OrderedDict()
         self._next_sweep = 0.0
+        # Questions about keys that were good.
+        self._asked: set[asyncio.Task[Principal | None]] = set()
 
     async def principal(self, metadata: Metadata) -> Principal:
         """Who calls. Raises Unauthenticated, with the reason that says what is wrong with the credential."""
@@ -142,15 +144,25 @@ class Keys:
         if before is None or not usable:
             found = await self._look_up(api_key, digest)
         else:
+            # A statement that is ended asks PostgreSQL to end it, which may hang as well: that goes on without us.
+            asked = asyncio.ensure_future(self._look_up(api_key, digest))
+            self._asked.add(asked)
+            asked.add_done_callback(self._answered)
             try:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
-                    found = await self._look_up(api_key, digest)
+                    found = await asyncio.shield(asked)
             except (errors.Unavailable, TimeoutError):
+                asked.cancel()
                 log.warning("PostgreSQL cannot be asked about a key that was good; it is taken", key=api_key[:16])
                 return _Known(before.principal, before.checked, time.monotonic() + _AGAIN_SECONDS)
         now = time.monotonic()
         lasts = self._cache_seconds if found else min(_REFUSAL_CACHE_SECONDS, self._cache_seconds)
         return _Known(found, now, now + lasts)
+
+    def _answered(self, asked: asyncio.Task[Principal | None]) -> None:
+        self._asked.discard(asked)
+        if not asked.cancelled():
+            asked.exception()
 
     async def _look_up(self, api_key: str, digest: bytes) -> Principal | None:
         prefix, dot, _ = api_key.partition(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from chassis.principals import Principal
 from chassis.secretbox import SecretBox
 from chassis.settings import Settings
 from tests.conftest import Servers
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 from tests.relay import open_relay
 
 
@@ -126,6 +127,25 @@ async def test_a_key_that_was_good_is_taken_while_postgresql_is_away(
             return False
 
         await until(refused)
+        await database.close()
+
+
+async def test_a_key_that_was_good_waits_for_no_postgresql_that_hangs(
+    settings: Settings, identity: IdentityStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ending a statement that is under way is a question to PostgreSQL too: nobody waits for its answer."""
+    monkeypatch.setattr(auth, "_PATIENCE_SECONDS", 0.1)
+    key, _ = await identity.create_api_key("admin")
+    async with open_relay(settings.postgres_url.get_secret_value()) as relay:
+        url = type(settings.postgres_url)(relay.url)
+        through = settings.model_copy(update={"postgres_url": url, "postgres_timeout_seconds": 2.0 * PATIENCE_SECONDS})
+        database = await open_database(through)
+        keys = auth.Keys(database, SecretBox(settings.secret_key), cache_seconds=0, stale_seconds=3600)
+        assert (await keys.principal({"x-api-key": key})).name == "admin"
+        relay.flowing.clear()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert (await keys.principal({"x-api-key": key})).name == "admin"
+        relay.flowing.set()
         await database.close()
 
 
