@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         if self._lingers:
             self._lingered_bytes += len(data)
             if self._lingered_bytes > _LINGER_BYTES:
-                self.transport.abort()
+                self.transport.close()
             return
         before = self._heard
         try:
@@ -374,8 +374,8 @@ class Connection(asyncio.Protocol):
                 self.transport.close()
 
     def close_if_idle(self) -> None:
-        """Close it unless a request is under way."""
-        if self._answering is None:
+        """Close it unless a request is under way, or about to be over."""
+        if self._answering is None and not self._lingers:
             self.transport.close()
 
     def refuse(self, status: HTTPStatus) -> None:
@@ -396,7 +396,8 @@ class Connection(asyncio.Protocol):
         self._read(True)
         if self._scheme == "http":
             self.transport.write_eof()
-        self._loop.call_later(_LINGER_SECONDS, self.transport.abort)
+        # What is still to be written is written then, too; who does not read it is seen by the sweep.
+        self._loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def abort(self) -> None:
         """Break it off."""

@@ -107,7 +107,7 @@ class RedisCluster:
             command = "CLUSTER REPLICATE", identities[self.ports[number]]
             # It must have heard of its primary first.
             assert eventually(lambda: _succeeds(lambda: self[port].execute_command(*command)))  # noqa: B023
-        assert eventually(self.whole)
+        assert eventually(lambda: self.whole() and self.in_step())
 
     def _when_it_answers(self, port: int) -> str:
         assert eventually(lambda: _succeeds(self[port].ping))
@@ -127,7 +127,7 @@ class RedisCluster:
         for port in self.ports:
             self._when_it_answers(port)
             self.configure(port, **{name: _OPTIONS[name] for name in _OPTIONS if name.startswith("cluster-")})
-        assert eventually(self.whole)
+        assert eventually(lambda: self.whole() and self.in_step())
         for port in () if keep_rows else self.primaries():
             self[port].flushall()
 
@@ -143,7 +143,7 @@ class RedisCluster:
             return (
                 all(map(self._content, self.ports))
                 and len(self.primaries()) == PRIMARIES
-                and all(self._replica(port).get("state") == "online" for port in self.primaries())
+                and all(map(self._followed, self.primaries()))
             )
         except redis.RedisError:
             return False
@@ -165,7 +165,12 @@ class RedisCluster:
 
     def in_step(self) -> bool:
         """Whether each primary has a replica that holds all that it holds. While callers write, that is chance."""
-        return all(self._replica(port).get("offset") == self._offset(port) for port in self.primaries())
+        return all(
+            self._followed(port) and self._replica(port)["offset"] == self._offset(port) for port in self.primaries()
+        )
+
+    def _followed(self, port: int) -> bool:
+        return self._replica(port).get("state") == "online"
 
     def _replica(self, port: int) -> dict[str, Any]:
         """What a primary says of its replica; empty if it has none."""

@@ -48,6 +48,7 @@ class Gathered(ABC):
         try:
             await self.flush()
         except errors.TriglotError as error:
-            log.warning(f"{self._what}: written later", error=error.message)
+            log.warning("gathered figures are written later", what=self._what, error=error.message)
         except Exception:
-            log.exception(f"{self._what}: not written")
+            # A defect. What was gathered is kept, and the next time may go well.
+            log.exception("gathered figures are not written", what=self._what)

@@ -182,6 +182,8 @@ def test_all_of_redis_is_restarted(faults: Faults) -> None:
             redis.kill(port)
         redis.revive()
         assert eventually(redis.whole)
+    # Once nobody writes, replicas have everything.
+    assert eventually(redis.in_step)
 
 
 def test_a_service_takes_connections_and_answers_nothing(faults: Faults) -> None:
