@@ -288,29 +288,6 @@ async def test_an_answer_reaches_who_is_still_sending() -> None:
         assert await client.rest() == b"x" * 300_000
 
 
-async def test_who_reads_slowly_gets_the_whole_of_a_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has said all, or sends what nobody reads, is not cut off while it reads."""
-    monkeypatch.setattr(http1, "_LINGER_SECONDS", 0.2)
-    size = 8_000_000
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        headers = [(b"content-length", b"%d" % size), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"x" * size})
-
-    async with serving(app) as server, talk(server) as client:
-        client.say(b"POST /a HTTP/1.1\r\ncontent-length: 10\r\n\r\nabc")
-        await client.head()
-        found = 0
-        while found < size:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                part = await client.reader.read(200_000)
-            assert part, f"cut off after {found} bytes"
-            found += len(part)
-            await asyncio.sleep(0.02)
-        assert found == size
-
-
 async def test_a_body_that_goes_wrong_after_its_answer_gets_no_second_one() -> None:
     async with serving(refusing) as server, talk(server) as client:
         client.say(b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n")
