@@ -21,17 +21,22 @@ IDS = [str(number) for number in range(200)]
 
 @pytest.fixture
 def waiting(open_stack: Callable[..., Any], settings: Settings, cluster: RedisCluster) -> Callable[..., Any]:
-    """Opens a serving process on the cluster that waits for a replica, for so many seconds; its client and a group."""
+    """Opens a serving process on the cluster that waits for a replica, for so many seconds; its client."""
 
     @asynccontextmanager
-    async def opened(seconds: float = PATIENCE_SECONDS) -> AsyncIterator[tuple[Client, Any]]:
+    async def opened(seconds: float = PATIENCE_SECONDS) -> AsyncIterator[Client]:
         own = settings.model_copy(update={"redis_url": type(settings.redis_url)(cluster.url), "redis_cluster": True})
         async with open_stack(settings=own, replicas=1, replicas_seconds=seconds) as stack:
-            group = await stack.client.group("g", {"id": "string", "x": "string"}, ["id"])
-            await stack.client.view("v", [{"group": "g"}], [(0, "x")])
-            yield stack.client, group
+            yield stack.client
 
     return opened
+
+
+async def define(client: Client) -> Any:
+    """A view of one group; the group."""
+    group = await client.group("g", {"id": "string", "x": "string"}, ["id"])
+    await client.view("v", [{"group": "g"}], [(0, "x")])
+    return group
 
 
 def rows(x: str) -> list[dict[str, str]]:
@@ -49,11 +54,12 @@ async def test_a_load_that_no_replica_has_is_none(
     waiting: Callable[..., Any], cluster: RedisCluster, mode: Any
 ) -> None:
     heir = cluster.replica_of(cluster.primaries()[0])
-    async with waiting(seconds=0.5) as (client, group):
+    async with waiting() as client, waiting(seconds=0.5) as impatient:
+        group = await define(client)
         await client.write(group, rows("old"))
         cluster.freeze(heir)
         with pytest.raises(errors.Unavailable, match="0 of 1 replicas have the rows"):
-            await client.write(group, rows("new"), mode)
+            await impatient.write(group, rows("new"), mode)
         cluster.thaw(heir)
         if mode is OVERWRITE:
             assert await read(client) == ["old"] * len(IDS)
@@ -63,8 +69,8 @@ async def test_a_load_that_no_replica_has_is_none(
 async def test_what_is_acknowledged_is_on_the_replicas(
     waiting: Callable[..., Any], cluster: RedisCluster, mode: Any
 ) -> None:
-    async with waiting() as (client, group):
-        await client.write(group, rows("new"), mode)
+    async with waiting() as client:
+        await client.write(await define(client), rows("new"), mode)
         replicas = [cluster.replica_of(port) for port in cluster.primaries()]
         held = {key.rpartition(b":")[2].decode() for port in replicas for key in cluster.keys(port)}
     assert held >= set(IDS)
@@ -73,8 +79,8 @@ async def test_what_is_acknowledged_is_on_the_replicas(
 async def test_a_primary_dies_right_after_a_load(waiting: Callable[..., Any], cluster: RedisCluster) -> None:
     for port in cluster.ports:
         cluster.configure(port, cluster_node_timeout="1000")
-    async with waiting() as (client, group):
-        await client.write(group, rows("new"))
+    async with waiting() as client:
+        await client.write(await define(client), rows("new"))
         cluster.kill(cluster.primaries()[0])
         await until(lambda: asyncio.to_thread(cluster.agreed))
 
