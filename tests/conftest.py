@@ -1,9 +1,8 @@
-"""What all tests share: one PostgreSQL and one Redis per run, one database per test, from a migrated template."""
+"""What all tests share: one PostgreSQL and one Redis per run, each test has a database like a migrated template."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,7 +20,7 @@ from chassis.principals import Principal
 from chassis.secretbox import SecretBox, new_key
 from chassis.settings import Settings
 from tests.cluster import RedisCluster, running_cluster
-from tests.patience import until
+from tests.databases import Databases
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 from triglot.schemas import SCHEMAS
 
@@ -31,8 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 
 TEMPLATE = "triglot_template"
 SECRET_KEY = new_key()
-# A database for each test is made and dropped a thousand times, and lost with the run. Tests of what outlives a crash
-# start servers of their own.
+# Databases are lost with the run. Tests of what outlives a crash start servers of their own.
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
 
 
@@ -77,7 +75,9 @@ def cluster(_cluster_of_the_run: RedisCluster) -> RedisCluster:
 
 
 async def _make_template(postgres_url: str) -> tuple[str, tuple[str, str]]:
-    await _administer(postgres_url, f"CREATE DATABASE {TEMPLATE}")
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    await connection.close()
     url = postgres_url.rsplit("/", 1)[0] + f"/{TEMPLATE}"
     await migrate(url, SCHEMAS)
     database = await open_database(Settings(postgres_url=url))
@@ -89,35 +89,17 @@ async def _make_template(postgres_url: str) -> tuple[str, tuple[str, str]]:
     return admin_key, access_key
 
 
-async def _administer(postgres_url: str, statement: str) -> None:
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
+@pytest.fixture(scope="session")
+def _databases(servers: Servers) -> Databases:
+    return Databases(servers.postgres_url, TEMPLATE)
 
 
 @pytest.fixture
-def database_url(servers: Servers) -> Iterator[str]:
-    """A fresh, migrated database that holds the administrator `admin` and its keys."""
-    name = f"test_{secrets.token_hex(6)}"
-    # Files are copied in half the time that it takes to write all their pages into the log.
-    asyncio.run(_administer(servers.postgres_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"))
-    yield servers.database_url(name)
-    asyncio.run(_drop(servers.postgres_url, name))
-
-
-async def _drop(postgres_url: str, name: str) -> None:
-    """An autovacuum that is just visiting the database cannot be sent away by our role: try again when it has left."""
-
-    async def dropped() -> bool:
-        try:
-            await _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-        except asyncpg.InsufficientPrivilegeError:
-            return False
-        return True
-
-    await until(dropped)
+def database_url(_databases: Databases) -> Iterator[str]:
+    """A migrated database that holds the administrator `admin` and its keys, and nothing else."""
+    name = asyncio.run(_databases.take())
+    yield _databases.url(name)
+    asyncio.run(_databases.give_back(name))
 
 
 @pytest.fixture
