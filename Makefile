@@ -7,9 +7,9 @@ BIN := .venv/bin
 PIP := $(PYTHON) -m pip --disable-pip-version-check --python
 INSTALL := install -qq --require-hashes
 DROPINS := feast hopsworks hsfs pai schemathesis valkey
-# Tests run in so many processes, each with servers of its own.
+# Tests run in so many processes, each with servers of its own, in the order of tests/conftest.py.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 ARGS ?=
 # What is shipped, and what builds and tests it.
 AUDITED ?= requirements-dev.lock requirements-files.lock

@@ -34,6 +34,11 @@ SECRET_KEY = new_key()
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no process has it left when the others are done."""
+    items.sort(key=lambda item: -sum(item.get_closest_marker(name) is not None for name in ("dropin", "stack")))
+
+
 @dataclass(frozen=True)
 class Servers:
     """Where this run's servers are, and the keys that every database of this run knows."""

@@ -102,18 +102,20 @@ async def test_a_connection_that_cannot_be_made_is_no_defect_of_ours(
 ) -> None:
     """Whatever PostgreSQL says to somebody who connects, it is away for the moment, and is used again afterwards."""
     name = settings.postgres_url.get_secret_value().rsplit("/", 1)[1]
+    away = (f"ALTER DATABASE {name} RENAME TO {name}_away", f"ALTER DATABASE {name}_away RENAME TO {name}")
     admin = await asyncpg.connect(servers.postgres_url)
     try:
-        for refuse, admit in (
-            (f"ALTER DATABASE {name} RENAME TO {name}_away", f"ALTER DATABASE {name}_away RENAME TO {name}"),
-            (f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"),
-        ):
-            await until(partial(_alone, admin, name, refuse))
+        for refuse, admit in (("SELECT 1", "SELECT 1"), away):
+            # The pool connects anew at once when it loses a connection; only who is alone may rename.
+            await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            await until(partial(_ended, admin, name))
+            await admin.execute(refuse)
             try:
                 with pytest.raises(errors.Unavailable, match="cannot be reached"):
                     await database.fetchval("SELECT 1")
             finally:
                 await admin.execute(admit)
+                await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
             assert await database.fetchval("SELECT 1") == 1
     finally:
         await admin.close()
@@ -154,14 +156,10 @@ async def test_a_connection_that_ends_between_two_statements(database: Database,
         await until(there)
 
 
-async def _alone(admin: asyncpg.Connection, name: str, statement: str) -> bool:
-    """Whether a statement was run that takes a database without connections. An autovacuum cannot be sent away."""
-    try:
-        await admin.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1", name)
-        await admin.execute(statement)
-    except (asyncpg.ObjectInUseError, asyncpg.InsufficientPrivilegeError):
-        return False
-    return True
+async def _ended(admin: asyncpg.Connection, name: str) -> bool:
+    """Whether nobody is connected to a database any more. Who is just connecting takes a moment to show up."""
+    await admin.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1", name)
+    return not await admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", name)
 
 
 async def _end(postgres_url: str, pid: int) -> None:

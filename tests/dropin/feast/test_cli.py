@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from tests.dropin.feast import test_sdk
-from tests.dropin.feast.test_sdk import HERE, SDK, run
+from tests.dropin.feast.conftest import HERE, SDK, Sdk
 
 pytestmark = pytest.mark.dropin
-
-port = test_sdk.port
-repository = test_sdk.repository
 
 DEFINITIONS = """\
 from datetime import timedelta
@@ -58,11 +57,6 @@ readers = Permission(
     actions=[AuthzedAction.DESCRIBE],
 )
 """
-PREPARE = """\
-import pandas
-moment = pandas.Timestamp("2026-01-01", tz="UTC")
-pandas.DataFrame({"driver_id": [1], "conv_rate": [0.5], "event_timestamp": [moment]}).to_parquet("drivers.parquet")
-"""
 # Command, and what its output must hold.
 READS = (
     ("entities list", ["driver", "drives"]),
@@ -93,19 +87,21 @@ READS = (
 )
 
 
-async def commands(folder: Path, *lines: str) -> Sequence[Any]:
+async def commands(sdk: Sdk, folder: Path, *lines: str) -> Sequence[Any]:
     asked = json.dumps([line.split() for line in lines])
-    printed = await run(SDK / "python", HERE / "commands.py", asked, cwd=folder)
+    printed = await sdk.run(HERE / "commands.py", asked, cwd=folder)
     seen: Sequence[Any] = json.loads(printed.splitlines()[-1])
     return seen
 
 
-async def test_apply_list_describe_and_delete(repository: Callable[..., Path]) -> None:
+async def test_apply_list_describe_and_delete(sdk: Sdk, repository: Callable[..., Path]) -> None:
     folder = repository()
     (folder / "definitions.py").write_text(DEFINITIONS)
-    await run(SDK / "python", "-c", PREPARE, cwd=folder)
-    await run(SDK / "feast", "apply", cwd=folder)
-    seen = await commands(folder, *(line for line, _ in READS))
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    driven = pyarrow.table({"driver_id": [1], "conv_rate": [0.5], "event_timestamp": [moment]})
+    parquet.write_table(driven, folder / "drivers.parquet")
+    await sdk.run(SDK / "feast", "apply", cwd=folder)
+    seen = await commands(sdk, folder, *(line for line, _ in READS))
     wrong = [
         (line, shown)
         for (line, expected), shown in zip(READS, seen, strict=True)
@@ -113,6 +109,7 @@ async def test_apply_list_describe_and_delete(repository: Callable[..., Path]) -
     ]
     assert wrong == []
     missing, *deleted, views, entities, gone = await commands(
+        sdk,
         folder,
         "entities describe nobody",
         "delete model",
@@ -130,7 +127,7 @@ async def test_apply_list_describe_and_delete(repository: Callable[..., Path]) -
     assert "driver" not in entities["output"]
     assert gone["code"] != 0 or "not found" in gone["output"].lower(), gone
     plan, applied, listed, dropped, projects = await commands(
-        folder, "plan", "apply", "feature-views list", "projects delete rides --yes", "projects list"
+        sdk, folder, "plan", "apply", "feature-views list", "projects delete rides --yes", "projects list"
     )
     assert (plan["code"], applied["code"], dropped["code"]) == (0, 0, 0), (plan, applied, dropped)
     assert "stats" in listed["output"]

@@ -2,91 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from chassis.principals import Principal
-from chassis.server import GrpcServer
-from chassis.settings import Settings
-from services.registry.process import open_service
-from services.registry.settings import RegistrySettings
 from tests.conftest import Servers
+from tests.dropin.feast.conftest import SDK, Sdk
 
 pytestmark = pytest.mark.dropin
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-SDK = ROOT / ".venv-feast" / "bin"
 
-CONFIGURATION = """\
-project: {project}
-provider: local
-registry:
-  registry_type: remote
-  path: 127.0.0.1:{port}
-auth:
-  type: oidc
-  token: {token}
-online_store:
-  type: sqlite
-  path: online.db
-entity_key_serialization_version: 3
-"""
-
-
-@pytest.fixture
-async def port(settings: Settings) -> AsyncIterator[int]:
-    """The registry on a port of its own."""
-    async with open_service(settings, RegistrySettings()) as services:
-        server = GrpcServer(services, host="127.0.0.1", port=0, max_message_bytes=settings.max_message_bytes)
-        yield await server.start()
-        await server.stop(1)
-
-
-@pytest.fixture
-def repository(tmp_path: Path, port: int, servers: Servers) -> Callable[..., Path]:
-    """Makes a folder with a feature_store.yaml."""
-
-    def make(token: str = servers.admin_key, project: str = "rides") -> Path:
-        text = CONFIGURATION.format(project=project, port=port, token=token)
-        (tmp_path / "feature_store.yaml").write_text(text)
-        return tmp_path
-
-    return make
-
-
-async def run(*command: str | Path, cwd: Path, **variables: str) -> str:
-    assert (SDK / "python").exists(), "no .venv-feast: see test_contract.py"
-    # The SDK would otherwise look for a token of its own, and report its use to Feast.
-    clean = {"PATH": os.environ["PATH"], "HOME": str(cwd), "FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"}
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [str(part) for part in command],
-        cwd=cwd,
-        env=clean | variables,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
-async def client(repository: Path, scenario: str, **variables: str) -> Any:
-    printed = await run(SDK / "python", HERE / "client.py", repository, scenario, cwd=repository, **variables)
-    return json.loads(printed.splitlines()[-1])
-
-
-async def test_apply_twice_and_read_everything_back(repository: Callable[..., Path]) -> None:
-    seen = await client(repository(), "apply_and_read")
+async def test_apply_twice_and_read_everything_back(sdk: Sdk, repository: Callable[..., Path]) -> None:
+    seen = await sdk.client(repository(), "apply_and_read")
     assert seen == {
         "unchanged": True,
         "entity": True,
@@ -111,8 +40,8 @@ async def test_apply_twice_and_read_everything_back(repository: Callable[..., Pa
     }
 
 
-async def test_change_materialize_and_delete(repository: Callable[..., Path]) -> None:
-    seen = await client(repository(), "change_and_delete")
+async def test_change_materialize_and_delete(sdk: Sdk, repository: Callable[..., Path]) -> None:
+    seen = await sdk.client(repository(), "change_and_delete")
     assert seen == {
         "created": True,
         "updated": True,
@@ -126,9 +55,9 @@ async def test_change_materialize_and_delete(repository: Callable[..., Path]) ->
     }
 
 
-async def test_versions_of_a_view(repository: Callable[..., Path]) -> None:
+async def test_versions_of_a_view(sdk: Sdk, repository: Callable[..., Path]) -> None:
     """The SDK shows no number of a view that is at its first version and was never pinned."""
-    seen = await client(repository(), "versions")
+    seen = await sdk.client(repository(), "versions")
     first, second = ["conv_rate", "trips"], ["conv_rate", "rating", "trips"]
     assert seen["seen"] == [
         ["", "latest", None, first],
@@ -141,8 +70,8 @@ async def test_versions_of_a_view(repository: Callable[..., Path]) -> None:
     ]
 
 
-async def test_features_are_materialized_read_and_saved(repository: Callable[..., Path]) -> None:
-    seen = await client(repository(), "work")
+async def test_features_are_materialized_read_and_saved(sdk: Sdk, repository: Callable[..., Path]) -> None:
+    seen = await sdk.client(repository(), "work")
     assert seen == {
         "intervals": [
             ["2025-12-31 00:00:00+00:00", "2026-01-01 01:00:00+00:00"],
@@ -156,13 +85,13 @@ async def test_features_are_materialized_read_and_saved(repository: Callable[...
     }
 
 
-async def test_label_views(repository: Callable[..., Path]) -> None:
-    seen = await client(repository(), "label")
+async def test_label_views(sdk: Sdk, repository: Callable[..., Path]) -> None:
+    seen = await sdk.client(repository(), "label")
     assert seen == {"equal": True, "source": "pushed", "listed": ["verdicts"], "views": [], "left": []}
 
 
-async def test_the_sdk_raises_its_own_exceptions(repository: Callable[..., Path]) -> None:
-    seen = await client(repository(), "fail")
+async def test_the_sdk_raises_its_own_exceptions(sdk: Sdk, repository: Callable[..., Path]) -> None:
+    seen = await sdk.client(repository(), "fail")
     view = ("FeatureViewNotFoundException", "Feature view x does not exist in project rides")
     expected = {
         "entity": ("EntityNotFoundException", "Entity x does not exist in project rides"),
@@ -193,8 +122,8 @@ async def test_the_sdk_raises_its_own_exceptions(repository: Callable[..., Path]
     assert {what: (each["class"], each["message"]) for what, each in seen.items()} == expected
 
 
-async def test_permissions_and_projects(repository: Callable[..., Path]) -> None:
-    seen = await client(repository(), "other_objects")
+async def test_permissions_and_projects(sdk: Sdk, repository: Callable[..., Path]) -> None:
+    seen = await sdk.client(repository(), "other_objects")
     assert seen == {
         "permission": ["readers", ["driver_.*"], ["AuthzedAction.DESCRIBE"]],
         "permissions": ["readers"],
@@ -204,13 +133,13 @@ async def test_permissions_and_projects(repository: Callable[..., Path]) -> None
 
 
 async def test_permissions_are_enforced(
-    repository: Callable[..., Path], make_key: Callable[[Principal], Awaitable[str]]
+    sdk: Sdk, repository: Callable[..., Path], make_key: Callable[[Principal], Awaitable[str]]
 ) -> None:
-    seen = await client(repository(), "guard")
+    seen = await sdk.client(repository(), "guard")
     assert seen == {"permissions": ["entities", "sources", "views", "writers"]}
     keys = {role: await make_key(Principal(role, roles=frozenset([role]))) for role in ("reader", "writer", "stranger")}
     denied = "FeastPermissionError"
-    reader = await client(repository(token=keys["reader"]), "guarded")
+    reader = await sdk.client(repository(token=keys["reader"]), "guarded")
     assert reader.pop("get another") == {
         "class": denied,
         "message": "Permission error:\nPermission writers denied execution of ['DESCRIBE'] to Entity:customer: "
@@ -227,17 +156,17 @@ async def test_permissions_are_enforced(
         "delete": denied,
         "materialize": denied,
     }
-    writer = await client(repository(token=keys["writer"]), "guarded")
+    writer = await sdk.client(repository(token=keys["writer"]), "guarded")
     assert writer["entities"] == ["customer", "driver"]
     assert (writer["views"], writer["create"], writer["delete"]) == ([], "", "")
-    stranger = await client(repository(token=keys["stranger"]), "guarded")
+    stranger = await sdk.client(repository(token=keys["stranger"]), "guarded")
     assert (stranger["entities"], stranger["views"], stranger["get"]) == ([], [], denied)
     # An administrator is not bound by them.
-    assert sorted((await client(repository(), "read"))["entities"]) == ["driver", "new"]
+    assert sorted((await sdk.client(repository(), "read"))["entities"]) == ["driver", "new"]
 
 
-async def test_a_wrong_token_is_refused(repository: Callable[..., Path]) -> None:
-    seen = await client(repository(token="0123456789abcdef.wrong"), "refused")
+async def test_a_wrong_token_is_refused(sdk: Sdk, repository: Callable[..., Path]) -> None:
+    seen = await sdk.client(repository(token="0123456789abcdef.wrong"), "refused")
     refusal = {"class": "FeastPermissionError", "message": "the API key is unknown, revoked or expired"}
     assert seen == {"list": refusal, "apply": refusal}
 
@@ -246,22 +175,22 @@ async def test_a_wrong_token_is_refused(repository: Callable[..., Path]) -> None
     ("configured", "variable"), [("token_env_var: MY_KEY", "MY_KEY"), ("# nothing", "FEAST_OIDC_TOKEN")]
 )
 async def test_the_key_can_stay_out_of_the_file(
-    repository: Callable[..., Path], servers: Servers, configured: str, variable: str
+    sdk: Sdk, repository: Callable[..., Path], servers: Servers, configured: str, variable: str
 ) -> None:
     folder = repository()
     file = folder / "feature_store.yaml"
     file.write_text(file.read_text().replace(f"token: {servers.admin_key}", configured))
-    assert await client(folder, "read", **{variable: servers.admin_key}) == {"entities": []}
+    assert await sdk.client(folder, "read", **{variable: servers.admin_key}) == {"entities": []}
     refusal = {"class": "FeastPermissionError", "message": "the API key is unknown, revoked or expired"}
-    assert (await client(folder, "refused", **{variable: "no key"}))["list"] == refusal
+    assert (await sdk.client(folder, "refused", **{variable: "no key"}))["list"] == refusal
 
 
-async def test_the_cli_applies_and_lists(repository: Callable[..., Path]) -> None:
+async def test_the_cli_applies_and_lists(sdk: Sdk, repository: Callable[..., Path]) -> None:
     folder = repository()
     (folder / "definitions.py").write_text(
         "from feast import Entity\n\nrider = Entity(name='rider', join_keys=['rider_id'], description='pays')\n"
     )
-    await run(SDK / "feast", "apply", cwd=folder)
-    assert "rider" in await run(SDK / "feast", "entities", "list", cwd=folder)
-    assert "description: pays" in await run(SDK / "feast", "entities", "describe", "rider", cwd=folder)
-    assert "rides" in await run(SDK / "feast", "projects", "list", cwd=folder)
+    await sdk.run(SDK / "feast", "apply", cwd=folder)
+    assert "rider" in await sdk.run(SDK / "feast", "entities", "list", cwd=folder)
+    assert "description: pays" in await sdk.run(SDK / "feast", "entities", "describe", "rider", cwd=folder)
+    assert "rides" in await sdk.run(SDK / "feast", "projects", "list", cwd=folder)

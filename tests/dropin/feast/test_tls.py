@@ -12,7 +12,7 @@ from services.registry.process import open_service
 from services.registry.settings import RegistrySettings
 from tests.certificates import make
 from tests.conftest import Servers
-from tests.dropin.feast.test_sdk import SDK, client, run
+from tests.dropin.feast.conftest import SDK, Sdk
 
 pytestmark = pytest.mark.dropin
 
@@ -33,7 +33,7 @@ entity_key_serialization_version: 3
 """
 
 
-async def test_with_tls(settings: Settings, servers: Servers, tmp_path: Path) -> None:
+async def test_with_tls(sdk: Sdk, settings: Settings, servers: Servers, tmp_path: Path) -> None:
     made = make(tmp_path)
     shown = {"tls_certificate": str(made.certificate), "tls_key": str(made.key)}
     tls = settings.model_copy(update=shown)
@@ -44,8 +44,8 @@ async def test_with_tls(settings: Settings, servers: Servers, tmp_path: Path) ->
             (tmp_path / "feature_store.yaml").write_text(text)
 
         write(f"cert: {made.certificate}")
-        seen = await client(tmp_path, "apply_and_read")
+        seen = await sdk.client(tmp_path, "apply_and_read")
         assert (seen["entities"], seen["services"]) == (["driver"], ["everything", "model"])
         write("is_tls: true")
-        listed = await run(SDK / "feast", "entities", "list", cwd=tmp_path, SSL_CERT_FILE=str(made.certificate))
+        listed = await sdk.run(SDK / "feast", "entities", "list", cwd=tmp_path, SSL_CERT_FILE=str(made.certificate))
         assert "driver" in listed

@@ -22,7 +22,7 @@ from gateway.server import HttpServer
 from gateway.settings import GatewaySettings
 from tests.cases.world import World
 from tests.conftest import Servers
-from tests.dropin.feast.test_sdk import SDK
+from tests.dropin.feast.conftest import SDK
 from tests.dropin.feast.web_ui import CHROMIUM, REST, Page, browser, site
 from tests.gateway.test_feast_openapi import FEAST, WRITTEN
 from triglot.stack import open_stack
