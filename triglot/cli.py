@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-# Nothing of ours calls gRPC after a fork; its fork handlers would only warn when the worker is started.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-
 import asyncio
 import importlib
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -26,6 +26,7 @@ _MERGE_KEYS = {
     "initContainers": "name",
     "env": "name",
     "volumes": "name",
+    "volumeMounts": "mountPath",
     "ports": "containerPort",
 }
 
@@ -148,7 +149,7 @@ def _patch(
 def _operate(each: Any, *, op: str, path: str, value: Any) -> None:
     *parents, last = path.strip("/").split("/")
     for parent in parents:
-        each = each[parent]
+        each = each[int(parent)] if isinstance(each, list) else each[parent]
     if op != "replace" or last not in each:
         raise KeyError(f"{op} {path}")
     each[last] = value
@@ -157,7 +158,9 @@ def _operate(each: Any, *, op: str, path: str, value: Any) -> None:
 def _merge(into: Manifest, change: Mapping[str, Any]) -> None:
     for name, value in change.items():
         key = _MERGE_KEYS.get(name)
-        if isinstance(value, dict) and isinstance(into.get(name), dict):
+        if value is None:
+            into.pop(name, None)
+        elif isinstance(value, dict) and isinstance(into.get(name), dict):
             _merge(into[name], value)
         elif key and isinstance(into.get(name), list) and all(key in element for element in value):
             known = {element[key]: element for element in into[name]}
@@ -188,3 +191,11 @@ def pod(each: Manifest) -> dict[str, Any] | None:
     """The specification of an object's pods."""
     found: dict[str, Any] | None = each.get("spec", {}).get("template", {}).get("spec")
     return found
+
+
+def mounted(each: Manifest, container: Mapping[str, Any]) -> dict[str, str]:
+    """Where a container finds files of Secrets: the Secret's name by path."""
+    volumes = (pod(each) or {}).get("volumes", ())
+    secrets = {volume["name"]: volume.get("secret", {}).get("secretName") for volume in volumes}
+    mounts = {mount["mountPath"]: secrets.get(mount["name"]) for mount in container.get("volumeMounts", ())}
+    return {path: secret for path, secret in mounts.items() if secret}

@@ -25,7 +25,8 @@ import grpc
 import httpx2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.deploy.kustomize import Manifest, containers, find, pod
+from tests.certificates import Authority
+from tests.deploy.kustomize import Manifest, containers, find, mounted, pod
 from tests.deploy.network import Network, Place
 from tests.patience import PATIENCE_SECONDS, eventually
 
@@ -148,6 +149,9 @@ class Pods:
         # Of what starts from now on, beside what the manifest gives.
         self.environment: Mapping[str, str] = {}
         self._folder = folder
+        # Files of Secrets, as cert-manager makes them.
+        self.files = folder / "secrets"
+        _issue(objects, self.files)
         self._pods: list[Pod] = []
         self._others: list[subprocess.Popen[bytes]] = []
         self._numbers: dict[str, int] = {}
@@ -255,6 +259,9 @@ class Pods:
             reference = variable["valueFrom"]["secretKeyRef"]
             if reference["key"] in self.secret or not reference.get("optional"):
                 given[variable["name"]] = self.secret[reference["key"]]
+        [owner] = [each for each in self.objects if any(one is container for one in containers(each))]
+        for path, name in mounted(owner, container).items():
+            given = {variable: value.replace(path, str(self.files / name)) for variable, value in given.items()}
         return {name: self.network.inside(value) if _TARGET.match(value) else value for name, value in given.items()}
 
     # The kubelet
@@ -313,6 +320,15 @@ def hung(pod: Pod) -> Iterator[None]:
         yield
     finally:
         pod.process.send_signal(signal.SIGCONT)
+
+
+def _issue(objects: list[Manifest], folder: Path) -> None:
+    """The certificates that are asked for, all of one authority."""
+    authority = Authority()
+    for spec in (each["spec"] for each in objects if each["kind"] == "Certificate"):
+        if not spec.get("isCA"):
+            server, client = ("server auth" in spec["usages"], "client auth" in spec["usages"])
+            authority.issue(folder / spec["secretName"], spec["dnsNames"], server=server, client=client)
 
 
 def _labels(whole: Manifest) -> Mapping[str, str]:

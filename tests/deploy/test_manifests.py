@@ -24,23 +24,28 @@ from chassis import server, telemetry
 from chassis.settings import Settings
 from gateway.settings import GatewaySettings
 from tests.cases.world import STUBS
-from tests.deploy.kustomize import Manifest, containers, find, pod, render
+from tests.certificates import Authority
+from tests.deploy.kustomize import Manifest, containers, find, mounted, pod, render
 from triglot.cli import app
 from triglot.reference import MODELS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-OVERLAYS = ("dev", "prod", "prod-colocated", "prod-gateway-api")
+OVERLAYS = ("dev", "prod", "prod-colocated", "prod-gateway-api", "prod-mtls")
 ROLES = {"registry", "serving", "management", "worker", "gateway"}
 # The oldest that knows all of it, and the newest that there are schemas of.
 KUBERNETES = ("1.30", "1.37")
 COMPONENT, PART = "app.kubernetes.io/component", "app.kubernetes.io/part-of"
-# What Kubernetes itself has no schema for: the fields that ours have.
+# What Kubernetes itself has no schema for: the fields that ours may have.
 CUSTOM: dict[str, dict[str, set[str]]] = {
     "ServiceMonitor": {"spec": {"selector", "endpoints"}},
     "PrometheusRule": {"spec": {"groups"}},
     "Gateway": {"spec": {"gatewayClassName", "listeners"}},
     "HTTPRoute": {"spec": {"parentRefs", "hostnames", "rules"}},
     "GRPCRoute": {"spec": {"parentRefs", "hostnames", "rules"}},
+    "Issuer": {"spec": {"selfSigned", "ca"}},
+    "Certificate": {
+        "spec": {"secretName", "dnsNames", "usages", "duration", "privateKey", "issuerRef", "isCA", "commonName"}
+    },
 }
 KNOWN = {model.variable(field) for _, model in MODELS for field in model.model_fields}
 CLOSING_SECONDS = 5  # of the pool of PostgreSQL's connections
@@ -92,20 +97,22 @@ def test_kubernetes_knows_every_field(version: str) -> None:
     for each in {json.dumps(each, sort_keys=True): each for each in rendered}.values():
         if each["kind"] in CUSTOM:
             for part, fields in CUSTOM[each["kind"]].items():
-                assert each[part].keys() == fields, each
+                assert each[part].keys() <= fields, each
         else:
             kubernetes_validate.validate(each, version, strict=True)
 
 
 def test_every_variable_is_a_setting_with_a_good_value(
-    objects: list[Manifest], monkeypatch: pytest.MonkeyPatch
+    objects: list[Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for component, _, container in ours(objects):
+    Authority().issue(tmp_path / "tls", ["any"], server=True, client=True)
+    for component, each, container in ours(objects):
         given = variables(objects, container)
         assert given.keys() <= KNOWN, component
         for name, value in given.items():
             if value is not None:
-                monkeypatch.setenv(name, value)
+                file = next((path for path in mounted(each, container) if value.startswith(path)), "")
+                monkeypatch.setenv(name, str(tmp_path / "tls") + value.removeprefix(file) if file else value)
     for _, model in MODELS:
         model()
 
@@ -153,6 +160,7 @@ def test_ports_and_probes_are_those_of_the_command(objects: list[Manifest]) -> N
         for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
             probe = container[kind]
             if "grpc" in probe:
+                assert "TRIGLOT_TLS_CERTIFICATE" not in variables(objects, container), "the kubelet speaks no TLS"
                 assert probe["grpc"]["port"] == ports["grpc"]
                 service = probe["grpc"]["service"]
                 # Only readiness looks at what else is there.
@@ -218,8 +226,10 @@ def test_secrets_and_configuration_exist(overlay: str, objects: list[Manifest]) 
     assert bool(secrets) is (overlay == "dev"), "only a cluster of one's own has its secrets in the repository"
     example = yaml.safe_load((DEPLOY / "k8s/overlays/prod/secret.example.yaml").read_text())
     known = {each["metadata"]["name"]: each["stringData"].keys() for each in secrets or [example]}
+    issued = {each["spec"]["secretName"] for each in of_kind(objects, "Certificate")}
     for each in objects:
         for container in containers(each):
+            assert set(mounted(each, container).values()) <= issued
             for variable in container.get("env", ()):
                 if "valueFrom" in variable:
                     reference = variable["valueFrom"]["secretKeyRef"]
@@ -415,3 +425,17 @@ def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
             assert any(re.fullmatch(part, value) for value in values[label]), part
     for rule in (rule for group in rules["spec"]["groups"] for rule in group["rules"]):
         assert {"summary", "action"} <= rule["annotations"].keys()
+
+
+def test_certificates_are_made_for_those_who_show_them() -> None:
+    objects = render(DEPLOY / "k8s/overlays/prod-mtls")
+    certificates = {each["metadata"]["name"]: each for each in of_kind(objects, "Certificate")}
+    annotations = find(objects, "Ingress", "grpc")["metadata"]["annotations"]
+    prefix = "nginx.ingress.kubernetes.io/"
+    for service in ("registry", "serving", "management"):
+        assert {service, annotations[f"{prefix}proxy-ssl-name"]} <= set(certificates[service]["spec"]["dnsNames"])
+        [port] = find(objects, "Service", service)["spec"]["ports"]
+        assert port["appProtocol"] == "https"
+    shown = certificates["ingress-client"]
+    place = f"{shown['metadata']['namespace']}/{shown['spec']['secretName']}"
+    assert annotations[f"{prefix}proxy-ssl-secret"] == place

@@ -11,7 +11,11 @@ from pathlib import Path
 import asyncpg
 import httpx2
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from chassis import errors
+from chassis.calls import invoke
 from chassis.client import open_channel
 from chassis.secretbox import new_key
 from chassis.settings import Settings
@@ -60,9 +64,9 @@ def empty_database(servers: Servers) -> Iterator[str]:
     asyncio.run(administer(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
-@pytest.fixture
-def pods(empty_database: str, cluster: RedisCluster, tmp_path: Path) -> Iterator[Pods]:
-    """Those of the production overlay; nothing is started yet."""
+@pytest.fixture(params=["prod", "prod-mtls"])
+def pods(request: pytest.FixtureRequest, empty_database: str, cluster: RedisCluster, tmp_path: Path) -> Iterator[Pods]:
+    """Those of an overlay; nothing is started yet."""
     secret = {
         "postgres-url": empty_database,
         "redis-url": cluster.url,
@@ -70,7 +74,7 @@ def pods(empty_database: str, cluster: RedisCluster, tmp_path: Path) -> Iterator
         "service-api-key": "",
     }
     network = Loopback()
-    made = Pods(render(DEPLOY / "k8s/overlays/prod"), secret, tmp_path, network)
+    made = Pods(render(DEPLOY / "k8s/overlays" / request.param), secret, tmp_path, network)
     yield made
     made.kill()
     network.close()
@@ -100,7 +104,16 @@ async def _every_dialect_answers(pods: Pods, key: str) -> None:
     """Rows are written over gRPC, by the Service's name, and read through the gateway."""
     ports = {"registry": 6570, "serving": 6571, "management": 6573}
     targets = {name: pods.network.names.target(name, port) for name, port in ports.items()}
-    channels = {name: open_channel(target, Settings()) for name, target in targets.items()}
+    # Where the services ask for certificates, the ingress calls as we do.
+    held = pods.files / "ingress-client-tls"
+    shown = {"tls_authority": "ca.crt", "client_certificate": "tls.crt", "client_key": "tls.key"}
+    files = {name: str(held / file) for name, file in shown.items()} if held.exists() else {}
+    channels = {name: open_channel(target, Settings(**files)) for name, target in targets.items()}  # type: ignore[arg-type]
+    for target in targets.values() if files else ():
+        for known in ({}, {"tls_authority": files["tls_authority"]}):
+            async with open_channel(target, Settings(**known)) as stranger:
+                with pytest.raises(errors.Unavailable):
+                    await invoke(HealthStub(stranger).Check, HealthCheckRequest(), timeout_seconds=5)
     [gateway] = pods.network.names.addresses("gateway")
     async with httpx2.AsyncClient(base_url=f"http://{gateway}:8080", timeout=30) as http:
         world = World(http, channels, key, "fs-cn-triglot")
