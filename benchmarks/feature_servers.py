@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import redis
 
 from benchmarks import harness, processes
+from benchmarks.empty import GRPC_METHOD
 from benchmarks.harness import Http, NoAnswer, Refused, progress
 from benchmarks.processes import ROOT, Process
 from benchmarks.vectors import GROUPS, KEY, STORE, VIEWS, Shape, View
@@ -40,7 +41,7 @@ from protos.gen.triglot.serving.v1.value_pb2 import Value
 TRIGLOT = ROOT / ".venv" / "bin" / "triglot"
 FEAST = ROOT / ".venv-feast-bench" / "bin"
 PLAYER = Path(__file__).with_name("vectors.lua")
-BARE, EMPTY, FEAST_REST = "bare Redis", "empty handler", "Feast"
+BARE, EMPTY, EMPTY_GRPC, FEAST_REST = "bare Redis", "empty handler", "empty gRPC", "Feast"
 ONE_PROCESS, GRPC_HOP, GRPC = "one process", "gateway + gRPC", "gRPC"
 _START_SECONDS = 300.0
 _CALL_SECONDS = 300.0
@@ -212,7 +213,7 @@ class OverGrpc:
 
     def __init__(self, target: str, key: str, running: Sequence[Process], folder: Path) -> None:
         self._target, self._key, self._running = target, key, running
-        self._body, self._times = folder / "grpc.body", folder / "grpc.times"
+        self._body, self._times = folder / f"{self.name}.body", folder / f"{self.name}.times"
 
     def read(self, view: View, keys: Sequence[int]) -> Vectors:
         answer = self._ask(self._request(view, keys))
@@ -272,6 +273,16 @@ class OverGrpc:
     def _request(self, view: View, keys: Sequence[int]) -> rpc.GetFeatureVectorsRequest:
         entries = [vector_pb2.Entry(keys={KEY: Value(int_value=key)}) for key in keys]
         return rpc.GetFeatureVectorsRequest(feature_store=STORE, feature_view=view.name, version=1, entries=entries)
+
+
+class EmptyGrpc(OverGrpc):
+    """grpc.aio with a method that does nothing, asked what Triglot is asked."""
+
+    name = EMPTY_GRPC
+    _method = GRPC_METHOD
+
+    def prepare(self, shape: Shape, rows: int) -> None:
+        self._body.write_bytes(_framed(self._request(shape.view, next(shape.requests(rows))).SerializeToString()))
 
 
 def _framed(message: bytes) -> bytes:
@@ -356,14 +367,19 @@ _ROLES = ("registry", "serving", "management")
 
 
 @contextmanager
-def empty(folder: Path) -> Iterator[Empty]:
-    """Starlette on uvicorn, with a handler that does nothing."""
+def empty(folder: Path, name: str) -> Iterator[Empty | EmptyGrpc]:
+    """One of the two that do nothing."""
+    kind = "rest" if name == EMPTY else "grpc"
     with processes.reserved_ports(1) as [port]:
-        argv = [sys.executable, "-m", "benchmarks.empty", str(port)]
-        process = Process(argv, ROOT, processes.clean_environment(), folder / "empty.log")
+        argv = [sys.executable, "-m", "benchmarks.empty", kind, str(port)]
+        process = Process(argv, ROOT, processes.clean_environment(), folder / f"empty-{kind}.log")
         try:
             process.wait_until(lambda: _listens(port), _START_SECONDS)
-            yield Empty(EMPTY, f"http://127.0.0.1:{port}", "", [process], folder)
+            address = f"127.0.0.1:{port}"
+            if name == EMPTY:
+                yield Empty(name, f"http://{address}", "", [process], folder)
+            else:
+                yield EmptyGrpc(address, "any", [process], folder)
         finally:
             process.stop()
 

@@ -1,4 +1,4 @@
-"""Feature vectors: Triglot beside a bare Redis client, a server that does nothing, and Feast's feature server.
+"""Feature vectors: Triglot beside a bare Redis client, servers that do nothing, and Feast's feature server.
 
 python -m benchmarks.serving [--rounds 3] [--seconds 3] [--only NAME ...] [--shapes SHAPE ...] [--quick]
 """
@@ -16,13 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import feature_servers, harness, processes
-from benchmarks.feature_servers import BARE, EMPTY, FEAST_REST, GRPC, GRPC_HOP, ONE_PROCESS, Figures, Hopsworks, Server
+from benchmarks.feature_servers import (
+    BARE,
+    EMPTY,
+    EMPTY_GRPC,
+    FEAST_REST,
+    GRPC,
+    GRPC_HOP,
+    ONE_PROCESS,
+    Figures,
+    Hopsworks,
+    Server,
+)
 from benchmarks.harness import Refused, figure, progress
 from benchmarks.processes import ROOT
 from benchmarks.vectors import FIVE, ONE, SHAPES, Shape
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 
-NAMES = (BARE, EMPTY, FEAST_REST, ONE_PROCESS, GRPC_HOP, GRPC)
+NAMES = (BARE, EMPTY, EMPTY_GRPC, FEAST_REST, ONE_PROCESS, GRPC_HOP, GRPC)
+_OVER_GRPC = (EMPTY_GRPC, GRPC)
 HISTORY = ROOT / "docs" / "performance.md"
 _HISTORY_ENDS = "<!-- runs end here -->"
 # One and many at once; and as many as Feast is compared at.
@@ -126,7 +138,7 @@ def measure(servers: Sequence[Server], shapes: Sequence[Shape], rows: int, round
         progress(f"{number} of {len(plan)}: {shape.title}, {connections} connections ...")
         here = {server.name: Cell(server.name, shape, connections) for server in taking_part}
         for server in taking_part:
-            if server.name != EMPTY:
+            if server.name not in (EMPTY, EMPTY_GRPC):
                 check(server, shape, rows)
             server.prepare(shape, rows)
             server.storm(connections, 1)
@@ -259,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     rows, rounds, seconds = (500, 1, 1) if options.quick else (options.rows, options.rounds, options.seconds)
     shapes = [shape for shape in SHAPES if shape.title in options.shapes]
-    names = [name for name in options.only if name != GRPC or _has("h2load", f"{GRPC} is left out")]
+    left_out = () if _has("h2load", f"{' and '.join(_OVER_GRPC)} are left out") else _OVER_GRPC
+    names = [name for name in options.only if name not in left_out]
     _has("wrk", "a slower load generator is taken for HTTP, which is Python itself")
     processes.interruptible()
     about = harness.machine()
@@ -287,8 +300,8 @@ def _start(closing: ExitStack, folder: Path, rows: int, names: Sequence[str]) ->
     ours = closing.enter_context(feature_servers.triglot(folder, redis_url))
     feature_servers.fill(ours, rows)
     found: dict[str, Server] = {BARE: feature_servers.Bare(redis_url, folder)}
-    if EMPTY in names:
-        found[EMPTY] = closing.enter_context(feature_servers.empty(folder))
+    for name in {EMPTY, EMPTY_GRPC} & set(names):
+        found[name] = closing.enter_context(feature_servers.empty(folder, name))
     if FEAST_REST in names:
         progress("feast serve ...")
         found[FEAST_REST] = closing.enter_context(feature_servers.feast(folder / "feast", redis_url, rows))

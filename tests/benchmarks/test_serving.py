@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.feature_servers import BARE, EMPTY, GRPC, GRPC_HOP, ONE_PROCESS
+from benchmarks.feature_servers import BARE, EMPTY, EMPTY_GRPC, GRPC, GRPC_HOP, ONE_PROCESS
 from benchmarks.serving import AGAINST_FEAST, CONNECTIONS
 from tests.stack.conftest import ROOT
 
@@ -37,11 +37,12 @@ def run(folder: Path, servers: list[str], path: str) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(not (shutil.which("wrk") and shutil.which("h2load")), reason="wrk or h2load is not installed")
 def test_every_server_has_its_figures(tmp_path: Path) -> None:
-    measured = run(tmp_path, [BARE, EMPTY, ONE_PROCESS, GRPC_HOP, GRPC], os.environ["PATH"])
-    everywhere = {(server, count) for server in (BARE, EMPTY, ONE_PROCESS, GRPC_HOP, GRPC) for count in CONNECTIONS}
+    servers = [BARE, EMPTY, EMPTY_GRPC, ONE_PROCESS, GRPC_HOP, GRPC]
+    measured = run(tmp_path, servers, os.environ["PATH"])
+    everywhere = {(server, count) for server in servers for count in CONNECTIONS}
     assert {(each["server"], each["connections"]) for each in measured} == everywhere | {(ONE_PROCESS, AGAINST_FEAST)}
 
 
 def test_without_a_load_generator_its_own_is_taken_and_grpc_left_out(tmp_path: Path) -> None:
-    measured = run(tmp_path, [EMPTY, ONE_PROCESS, GRPC], str(tmp_path))
+    measured = run(tmp_path, [EMPTY, EMPTY_GRPC, ONE_PROCESS, GRPC], str(tmp_path))
     assert {each["server"] for each in measured} == {EMPTY, ONE_PROCESS}
