@@ -20,7 +20,7 @@ from chassis.principals import Principal
 from chassis.secretbox import SecretBox, new_key
 from chassis.settings import Settings
 from tests.cluster import RedisCluster, running_cluster
-from tests.databases import Databases
+from tests.databases import Databases, url_of
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 from triglot.schemas import SCHEMAS
 
@@ -50,7 +50,7 @@ class Servers:
     access_key: tuple[str, str]
 
     def database_url(self, name: str) -> str:
-        return self.postgres_url.rsplit("/", 1)[0] + f"/{name}"
+        return url_of(self.postgres_url, name)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ async def _make_template(postgres_url: str) -> tuple[str, tuple[str, str]]:
     connection = await asyncpg.connect(postgres_url)
     await connection.execute(f"CREATE DATABASE {TEMPLATE}")
     await connection.close()
-    url = postgres_url.rsplit("/", 1)[0] + f"/{TEMPLATE}"
+    url = url_of(postgres_url, TEMPLATE)
     await migrate(url, SCHEMAS)
     database = await open_database(Settings(postgres_url=url))
     identity = IdentityStore(database, SecretBox(Settings(secret_key=SECRET_KEY).secret_key))
@@ -100,11 +100,11 @@ def _databases(servers: Servers) -> Databases:
 
 
 @pytest.fixture
-def database_url(_databases: Databases) -> Iterator[str]:
+def database_url(servers: Servers, _databases: Databases) -> Iterator[str]:
     """A migrated database that holds the administrator `admin` and its keys, and nothing else."""
     name = asyncio.run(_databases.take())
-    yield _databases.url(name)
-    asyncio.run(_databases.give_back(name))
+    yield servers.database_url(name)
+    _databases.give_back(name)
 
 
 @pytest.fixture

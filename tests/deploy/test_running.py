@@ -104,8 +104,8 @@ async def _every_dialect_answers(pods: Pods, key: str) -> None:
     """Rows are written over gRPC, by the Service's name, and read through the gateway."""
     ports = {"registry": 6570, "serving": 6571, "management": 6573}
     targets = {name: pods.network.names.target(name, port) for name, port in ports.items()}
-    # Where the services ask for certificates, the ingress calls as we do.
-    held = pods.files / "ingress-client-tls"
+    # Where the services ask for certificates, we call as the gateway does.
+    held = pods.files / "gateway-tls"
     shown = {"tls_authority": "ca.crt", "client_certificate": "tls.crt", "client_key": "tls.key"}
     files = {name: str(held / file) for name, file in shown.items()} if held.exists() else {}
     channels = {name: open_channel(target, Settings(**files)) for name, target in targets.items()}  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ async def _every_dialect_answers(pods: Pods, key: str) -> None:
         for known in ({}, {"tls_authority": files["tls_authority"]}):
             async with open_channel(target, Settings(**known)) as stranger:
                 with pytest.raises(errors.Unavailable):
-                    await invoke(HealthStub(stranger).Check, HealthCheckRequest(), timeout_seconds=5)
+                    await invoke(HealthStub(stranger).Check, HealthCheckRequest(), timeout_seconds=PATIENCE_SECONDS)
     [gateway] = pods.network.names.addresses("gateway")
     async with httpx2.AsyncClient(base_url=f"http://{gateway}:8080", timeout=30) as http:
         world = World(http, channels, key, "fs-cn-triglot")

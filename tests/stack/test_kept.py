@@ -123,7 +123,7 @@ def test_it_answers_at_any_address(host: str, called: str, tls: bool, start: Sta
     assert output.rstrip().endswith("stopping ...")
 
 
-def test_keys_of_the_environment_win(start: Start, database_url: str, servers: Servers) -> None:
+def test_keys_of_the_environment_win(database_url: str, start: Start, servers: Servers) -> None:
     secret_key = new_key()
     given = {"TRIGLOT_POSTGRES_URL": database_url, "TRIGLOT_REDIS_URL": servers.redis_url}
     first = start(env=given)

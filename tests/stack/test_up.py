@@ -171,7 +171,7 @@ def test_without_authentication_it_stays_on_loopback(start: Start) -> None:
     assert "loopback" in refused.stop()[1]
 
 
-def test_given_urls_start_nothing_embedded(start: Start, database_url: str, servers, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_given_urls_start_nothing_embedded(database_url: str, start: Start, servers, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     up = start(env={"TRIGLOT_POSTGRES_URL": database_url, "TRIGLOT_REDIS_URL": servers.redis_url})
     endpoints = up.ready()
     assert len(up.processes()) == 2  # itself and its worker

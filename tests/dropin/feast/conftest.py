@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from chassis.settings import Settings
 from services.registry.process import open_service
 from services.registry.settings import RegistrySettings
 from tests.conftest import Servers
+from tests.patience import PATIENCE_SECONDS
 
 HERE = Path(__file__).parent
 SDK = HERE.parents[2] / ".venv-feast" / "bin"
@@ -57,11 +59,13 @@ class Sdk:
             "output": str(output),
             "errors": str(errors),
         }
+        for file in (output, errors):
+            file.write_text("")
         try:
             async with asyncio.timeout(_SECONDS):
                 code = await asyncio.to_thread(self._ask, json.dumps(asked))
-        except TimeoutError:
-            self.stop()
+        except BaseException:
+            self.stop(at_once=True)
             raise
         assert code == "0", f"exit code {code!r}: {errors.read_text()[-4000:]}"
         return output.read_text()
@@ -72,35 +76,49 @@ class Sdk:
         return json.loads(printed.splitlines()[-1])
 
     def _ask(self, line: str) -> str:
-        forks = self._forks = self._forks or self._started()
-        assert forks.stdin is not None
-        assert forks.stdout is not None
-        forks.stdin.write(line + "\n")
-        forks.stdin.flush()
-        return forks.stdout.readline().strip()
+        if self._forks is None:
+            self._start()
+        answer = self._said(line)
+        if not answer:
+            self.stop(at_once=True)
+        return answer
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _start(self) -> None:
         assert (SDK / "python").exists(), "no .venv-feast: see test_contract.py"
         # The SDK would otherwise look for a token of its own, and report its use to Feast.
+        own = {"HOME": str(self._folder), "TMPDIR": str(self._folder)}
         clean = {"PATH": os.environ["PATH"], "FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"}
-        forks = subprocess.Popen(
+        self._forks = subprocess.Popen(
             [SDK / "python", HERE / "forks.py"],
-            env=clean,
+            env=clean | own,
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        assert forks.stdout is not None
-        assert forks.stdout.readline() == "ready\n"
-        return forks
+        assert self._said() == "ready"
 
-    def stop(self) -> None:
-        """End what runs, also a script that hangs."""
-        if self._forks is not None:
-            os.killpg(self._forks.pid, signal.SIGKILL)
-            self._forks.communicate()
-            self._forks = None
+    def _said(self, line: str = "") -> str:
+        """The next line of its output, after one more of its input; empty if it has ended."""
+        forks = self._forks
+        assert forks is not None
+        assert forks.stdin is not None
+        assert forks.stdout is not None
+        if line:
+            with suppress(BrokenPipeError):
+                forks.stdin.write(line + "\n")
+                forks.stdin.flush()
+        return forks.stdout.readline().strip()
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """End it: at the end of its input, or at once, with a script that hangs. It is started again when asked."""
+        forks, self._forks = self._forks, None
+        if forks is not None:
+            with suppress(subprocess.TimeoutExpired):
+                forks.communicate(timeout=0.0 if at_once else PATIENCE_SECONDS)
+            with suppress(ProcessLookupError):
+                os.killpg(forks.pid, signal.SIGKILL)
+            forks.communicate()
 
 
 @pytest.fixture(scope="session")
