@@ -480,7 +480,8 @@ LIMIT 100;
 
 -- name: search_matching
 -- object_search, then edge_source and object_pkey. $4 is a pattern, $5 the ids of objects that resemble the query. The
--- JSON of a service is read once, however many of its views' features match.
+-- JSON of a service is read once, however many of its views' features match. What matches is looked up one by one: joined,
+-- a registry without statistics is read once for each match.
 WITH used AS MATERIALIZED (
     SELECT f.parent, f.name, e.object_id
     FROM registry.object f
@@ -519,7 +520,10 @@ best AS (
 SELECT o.kind, o.project, o.name, o.parent, o.description, o.tags, o.sort_name, o.id, b.score,
     CASE WHEN o.kind IN ('onDemandFeatureView', 'streamFeatureView') THEN 'featureView' ELSE o.kind END AS type
 FROM best b
-JOIN registry.object o ON o.id = b.id
+CROSS JOIN LATERAL (
+    SELECT o.kind, o.project, o.name, o.parent, o.description, o.tags, o.sort_name, o.id
+    FROM registry.object o WHERE o.id = b.id OFFSET 0
+) o
 WHERE o.project = ANY($1) AND o.kind = ANY($2::text[]) AND o.tags @> $3::jsonb
 
 -- Counts.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -200,6 +202,26 @@ async def test_search_uses_its_index(filled: Database) -> None:  # noqa: F811 - 
     plan = await explain(filled, similar, ["p1", "p2"], KINDS, "{}", "veiw1999", "%veiw1999%")
     assert "object_search" in plan
     assert "Seq Scan" not in plan
+
+
+async def test_a_registry_without_statistics_is_not_read_for_each_match(database: Database) -> None:
+    """PostgreSQL then expects one match at most; it makes statistics a minute after much was written."""
+    await database.execute("""
+        INSERT INTO registry.project (name, uuid, updated) VALUES ('p1', repeat('u', 36), now());
+        INSERT INTO registry.object
+            (project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered)
+        SELECT 'p1', 'entity', 'entity', 'churn' || n, 'churn' || n, 'entity', '', '', '{}', now(), now(), '', '{}'
+        FROM generate_series(1, 1000) n
+    """)
+    plan = json.loads(await explain(database, QUERIES.search_matching, ["p1"], KINDS, "{}", "%churn%", []))
+    assert plan[0]["Plan"]["Actual Rows"] == 1000
+    assert max(each["Actual Loops"] for each in _nodes(plan[0]["Plan"]) if each["Node Type"] == "Aggregate") == 1
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for each in node.get("Plans", ()):
+        yield from _nodes(each)
 
 
 async def test_search_is_planned_for_what_it_looks_for(filled: Database) -> None:  # noqa: F811 - a fixture
