@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -65,12 +65,18 @@ _HEADERS = {
 
 def rows(routes: Sequence[Route]) -> Sequence[Row]:
     """The pages, with and without the prefix. They are open to everybody: they show nothing but the contract."""
-    described = orjson.dumps(openapi.document(routes))
 
-    def row(path: str, operation: str, body: bytes, media_type: str) -> Sequence[Row]:
-        answer = Answer(body=body, media_type=media_type, headers=_HEADERS)
+    @cache
+    def described() -> bytes:
+        # When somebody asks for it: a process that starts has no time for it.
+        return orjson.dumps(openapi.document(routes))
+
+    def row(path: str, operation: str, body: Callable[[], bytes], media_type: str) -> Sequence[Row]:
+        def answer(exchange: Exchange, _: object) -> Answer:
+            return Answer(body=body(), media_type=media_type, headers=_HEADERS)
+
         return [
-            Row(("GET",), prefix + path, f"pages.{operation}", None, lambda exchange: None, lambda exchange, _: answer)
+            Row(("GET",), prefix + path, f"pages.{operation}", None, lambda exchange: None, answer)
             for prefix in PREFIXES
         ]
 
@@ -80,8 +86,8 @@ def rows(routes: Sequence[Route]) -> Sequence[Row]:
     ]
     return [
         *row("/openapi.json", "openapi", described, JSON),
-        *row("/", "swagger", _SWAGGER.encode(), _HTML),
-        *row("/docs", "redoc", _REDOC.encode(), _HTML),
+        *row("/", "swagger", _SWAGGER.encode, _HTML),
+        *row("/docs", "redoc", _REDOC.encode, _HTML),
         *files,
     ]
 
