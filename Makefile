@@ -33,9 +33,9 @@ test-slow: install-dev dropin-environments ## What takes minutes and seldom find
 test-faults: install-dev ## What breaks in production, under load: replicas, kill -9, upgrades (best as root, with nft and faketime)
 	$(BIN)/python -m pytest -m faults $(ARGS)
 
-check: install-dev ## The quick part, while you work: lint, types, imports, tests without real clients and stacks
+check: install-dev ## The quick part, while you work: lint, types, imports, and what can be tested in two minutes
 	@$(MAKE) --no-print-directory verify-lint verify-types verify-imports
-	$(PYTEST) -m "not dropin and not stack and not slow and not faults" $(ARGS)
+	$(PYTEST) -m "not dropin and not stack and not long and not slow and not faults" $(ARGS)
 
 verify: verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks ## All checks that are not tests
 

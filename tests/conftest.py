@@ -34,8 +34,36 @@ SECRET_KEY = new_key()
 NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
 
 
+# What takes long for what it finds while one works: `make check` leaves it out.
+LONG = {
+    "cases": ["test_cases"],
+    "deploy": ["test_manifests"],
+    "embedded": ["test_embedded_postgres", "test_embedded_redis"],
+    "feast": ["test_contract"],
+    "gateway": ["test_feast_openapi", "test_who_calls"],
+    "management": [
+        *("test_commands", "test_hologres", "test_maxcompute", "test_model", "test_publish", "test_sequences"),
+        *("test_training", "test_usage"),
+    ],
+    "registry": [
+        *("test_bounds", "test_contents", "test_indexes", "test_lineage", "test_metrics", "test_search", "test_storm"),
+        "test_visits",
+    ],
+    "serving": [
+        *("test_cluster", "test_cluster_failures", "test_cut_off", "test_hopsworks", "test_listener"),
+        *("test_load_command", "test_loads", "test_replicas", "test_round_trip", "test_rows", "test_valkey"),
+        "test_vector_model",
+    ],
+    "stack": ["test_doctor"],
+}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that no process has it left when the others are done."""
+    for item in items:
+        if item.path.stem in LONG.get(item.path.parent.name, ()):
+            item.add_marker("long")
     items.sort(key=lambda item: -sum(item.get_closest_marker(name) is not None for name in ("dropin", "stack")))
 
 
