@@ -106,6 +106,8 @@ class Asked:
     url: str
     status: int | None = None
     failure: str = ""
+    # Which loading of a page asked.
+    loader: str = ""
 
     @property
     def path(self) -> str:
@@ -128,8 +130,8 @@ class Page:
     # What the browser itself had to say, such as what a policy kept it from.
     said: list[str] = field(default_factory=list)
     _replies: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
-    # How many requests there were before this page was opened.
-    _before: int = 0
+    # The loading of the page that was opened last. The browser says nothing of the end of requests of the one before.
+    _loader: str = ""
 
     async def command(self, method: str, **parameters: Any) -> Any:
         """Send a command of the protocol; its result."""
@@ -144,8 +146,7 @@ class Page:
 
     async def open(self, url: str) -> None:
         """Leave what is shown, and begin to load a page."""
-        self._before = len(self.asked)
-        await self.command("Page.navigate", url=url)
+        self._loader = (await self.command("Page.navigate", url=url))["loaderId"]
 
     async def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript in the page."""
@@ -168,16 +169,18 @@ class Page:
     async def answered(self, paths: set[str]) -> None:
         """Wait until the page that was opened last has asked for all these, and has an answer to all it asked for."""
 
+        def asked_here() -> list[Asked]:
+            return [each for each in self.asked.values() if each.loader == self._loader]
+
         async def all_there() -> bool:
-            asked = list(self.asked.values())[self._before :]
+            asked = asked_here()
             return paths <= {each.path for each in asked} and all(each.status or each.failure for each in asked)
 
         try:
             await until(all_there, DRAWN_SECONDS)
         except TimeoutError:
-            asked = list(self.asked.values())[self._before :]
-            missing = paths - {each.path for each in asked}
-            raise AssertionError(f"not asked for: {missing}; asked for: {asked}") from None
+            missing = paths - {each.path for each in asked_here()}
+            raise AssertionError(f"not asked for: {missing}; asked for: {asked_here()}") from None
 
     async def listen(self) -> None:
         """Take what the browser says until it ends."""
@@ -194,7 +197,8 @@ class Page:
 
     def _note(self, event: str, what: Any) -> None:
         if event == "Network.requestWillBeSent" and not what["request"]["url"].startswith(("data:", "blob:")):
-            self.asked[what["requestId"]] = Asked(what["request"]["method"], what["request"]["url"])
+            request = what["request"]
+            self.asked[what["requestId"]] = Asked(request["method"], request["url"], loader=what["loaderId"])
         elif event == "Network.responseReceived" and what["requestId"] in self.asked:
             self.asked[what["requestId"]].status = what["response"]["status"]
         elif event == "Network.loadingFailed" and what["requestId"] in self.asked:
