@@ -29,7 +29,8 @@ project: {project}
 provider: local
 registry:
   registry_type: remote
-  path: 127.0.0.1:{port}
+  path: {path}
+  {trust}
 auth:
   type: oidc
   token: {token}
@@ -142,7 +143,7 @@ def repository(tmp_path: Path, port: int, servers: Servers) -> Callable[..., Pat
     """Makes a folder with a feature_store.yaml."""
 
     def make(token: str = servers.admin_key, project: str = "rides") -> Path:
-        text = CONFIGURATION.format(project=project, port=port, token=token)
+        text = CONFIGURATION.format(project=project, path=f"127.0.0.1:{port}", trust="", token=token)
         (tmp_path / "feature_store.yaml").write_text(text)
         return tmp_path
 

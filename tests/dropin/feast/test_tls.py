@@ -12,25 +12,9 @@ from services.registry.process import open_service
 from services.registry.settings import RegistrySettings
 from tests.certificates import make
 from tests.conftest import Servers
-from tests.dropin.feast.conftest import SDK, Sdk
+from tests.dropin.feast.conftest import CONFIGURATION, SDK, Sdk
 
 pytestmark = pytest.mark.dropin
-
-CONFIGURATION = """\
-project: rides
-provider: local
-registry:
-  registry_type: remote
-  path: localhost:{port}
-  {trust}
-auth:
-  type: oidc
-  token: {token}
-online_store:
-  type: sqlite
-  path: online.db
-entity_key_serialization_version: 3
-"""
 
 
 async def test_with_tls(sdk: Sdk, settings: Settings, servers: Servers, tmp_path: Path) -> None:
@@ -40,7 +24,7 @@ async def test_with_tls(sdk: Sdk, settings: Settings, servers: Servers, tmp_path
     async with open_service(tls, RegistrySettings()) as services, server.listening(services, tls, 0) as port:
 
         def write(trust: str) -> None:
-            text = CONFIGURATION.format(port=port, trust=trust, token=servers.admin_key)
+            text = CONFIGURATION.format(project="rides", path=f"localhost:{port}", trust=trust, token=servers.admin_key)
             (tmp_path / "feature_store.yaml").write_text(text)
 
         write(f"cert: {made.certificate}")
