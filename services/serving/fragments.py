@@ -261,15 +261,18 @@ _OF_VALUE: dict[str, Callable[[Any], bytes]] = {
 
 # From fragments to typed values
 
+# Gets the `add` of a repeated field of values, and a fragment.
+Writer = Callable[[Callable[..., Value], bytes], object]
 
-def decoder(type_: DataType) -> Callable[[bytes], Value]:
-    """The function that reads fragments of a type. It also reads what callers may send for it: "36" for 36.
 
-    It raises ValueError for text that is no value of the type.
+def writer(type_: DataType) -> Writer:
+    """The function that adds a fragment of a type to a repeated field: added in place, values need not be copied.
+
+    It also takes what callers may send for a value, "36" for 36. What is none of the type is added as its JSON text.
     """
     if type_.nested:
-        return _decode_json
-    return _DECODERS[type_.kind]
+        return _write_json
+    return _WRITERS[type_.kind]
 
 
 def text_of(fragment: bytes) -> str:
@@ -279,25 +282,58 @@ def text_of(fragment: bytes) -> str:
     return str(orjson.loads(fragment)) if b"\\" in fragment else fragment[1:-1].decode()
 
 
-def _decode_json(fragment: bytes) -> Value:
-    return _nothing() if fragment == NULL else Value(json_value=fragment.decode())
+def _write_json(add: Callable[..., Value], fragment: bytes) -> object:
+    return add(null_value=0) if fragment == NULL else add(json_value=fragment.decode())
 
 
-def _nothing() -> Value:
-    return Value(null_value=0)  # type: ignore[arg-type]
+def _write_with(field: str, read: Callable[[str], Any]) -> Writer:
+    def write(add: Callable[..., Value], fragment: bytes) -> object:
+        if fragment == NULL:
+            return add(null_value=0)
+        try:
+            value = read(text_of(fragment))
+        except ValueError:
+            return add(json_value=fragment.decode())
+        return add(**{field: value})
+
+    return write
 
 
-def _decode_with(read: Callable[[str], Value]) -> Callable[[bytes], Value]:
-    def decode(fragment: bytes) -> Value:
-        return _nothing() if fragment == NULL else read(text_of(fragment))
-
-    return decode
+# The kinds that most features are of, without a look at what they are not: that is what the second function of each is
+# for.
 
 
-def _read_bool(text: str) -> Value:
+def _write_integer(add: Callable[..., Value], fragment: bytes) -> object:
+    try:
+        return add(int_value=_int64(fragment))
+    except ValueError:
+        return _write_odd_integer(add, fragment)
+
+
+def _write_double(add: Callable[..., Value], fragment: bytes) -> object:
+    try:
+        return add(double_value=float(fragment))
+    except ValueError:
+        return _write_odd_double(add, fragment)
+
+
+def _write_string(add: Callable[..., Value], fragment: bytes) -> object:
+    if fragment[:1] == b'"' and b"\\" not in fragment:
+        return add(string_value=fragment[1:-1].decode())
+    return _write_odd_string(add, fragment)
+
+
+def _int64(text: str | bytes) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("more than 64 bits")
+    return number
+
+
+def _bool(text: str) -> bool:
     if text not in ("0", "1", "true", "false"):
         raise ValueError("not a boolean")
-    return Value(bool_value=text in ("1", "true"))
+    return text in ("1", "true")
 
 
 def days_of(text: str) -> int:
@@ -324,22 +360,23 @@ def bytes_of(text: str) -> bytes:
         raise ValueError(str(error)) from None
 
 
-_integer_decoder = _decode_with(lambda text: Value(int_value=int(text)))
-_string_decoder = _decode_with(lambda text: Value(string_value=text))
+_write_odd_integer = _write_with("int_value", _int64)
+_write_odd_double = _write_with("double_value", float)
+_write_odd_string = _write_with("string_value", str)
 
-_DECODERS: dict[str, Callable[[bytes], Value]] = {
-    "tinyint": _integer_decoder,
-    "smallint": _integer_decoder,
-    "int": _integer_decoder,
-    "bigint": _integer_decoder,
-    "float": _decode_with(lambda text: Value(float_value=float(text))),
-    "double": _decode_with(lambda text: Value(double_value=float(text))),
-    "decimal": _decode_with(lambda text: Value(decimal_value=text)),
-    "boolean": _decode_with(_read_bool),
-    "string": _string_decoder,
-    "varchar": _string_decoder,
-    "char": _string_decoder,
-    "date": _decode_with(lambda text: Value(date_value=days_of(text))),
-    "timestamp": _decode_with(lambda text: Value(timestamp_value=micros_of(text))),
-    "binary": _decode_with(lambda text: Value(bytes_value=bytes_of(text))),
+_WRITERS: dict[str, Writer] = {
+    "tinyint": _write_integer,
+    "smallint": _write_integer,
+    "int": _write_integer,
+    "bigint": _write_integer,
+    "float": _write_with("float_value", float),
+    "double": _write_double,
+    "decimal": _write_with("decimal_value", str),
+    "boolean": _write_with("bool_value", _bool),
+    "string": _write_string,
+    "varchar": _write_string,
+    "char": _write_string,
+    "date": _write_with("date_value", days_of),
+    "timestamp": _write_with("timestamp_value", micros_of),
+    "binary": _write_with("bytes_value", bytes_of),
 }

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from chassis.datatypes import DataType
-from protos.gen.triglot.serving.v1.value_pb2 import Value
 from protos.gen.triglot.serving.v1.vector_pb2 import FeatureMetadata
 from services.serving import fragments, keys
 from services.serving.definitions import Group, Join, ServingKey, View
@@ -76,7 +75,7 @@ class Plan:
     passed: Mapping[str, tuple[PassedSlot, ...]]
     names: tuple[str, ...]
     types: tuple[DataType, ...]
-    decoders: tuple[Callable[[bytes], Value], ...]
+    writers: tuple[fragments.Writer, ...]
     # By (with names, with types).
     metadata: Mapping[tuple[bool, bool], Sequence[FeatureMetadata]]
 
@@ -113,7 +112,7 @@ def compile_plan(view: View, key_prefix: Callable[[int], bytes]) -> Plan:
         passed=passed,
         names=names,
         types=types,
-        decoders=tuple(fragments.decoder(type_) for type_ in types),
+        writers=tuple(fragments.writer(type_) for type_ in types),
         metadata=_metadata(names, types),
     )
 

@@ -210,11 +210,11 @@ class ServingService(pb_grpc.ServingServiceServicer):
         group = await self._definitions.group(store, request.feature_group, request.version)
         found = await self._rows.read(self._row_keys(group, request.keys))
         self._usage.read((group.id,), len(found))
-        decoders = [fragments.decoder(column.type) for column in group.columns]
-        return pb.ReadRowsResponse(
-            features=[messages.feature_message(column) for column in group.columns],
-            rows=[_row(decoders, row) for row in found],
-        )
+        writers = [fragments.writer(column.type) for column in group.columns]
+        response = pb.ReadRowsResponse(features=[messages.feature_message(column) for column in group.columns])
+        for row in found:
+            _add_row(response.rows.add(found=row is not None), writers, row)
+        return response
 
     async def DeleteRows(self, request: pb.DeleteRowsRequest, context: Any) -> pb.DeleteRowsResponse:
         store = _permitted(request.feature_store)
@@ -239,10 +239,9 @@ class ServingService(pb_grpc.ServingServiceServicer):
         passed = [_fragments_of(each.values, "INCORRECT_FEATURE_VALUE") for each in request.passed_features]
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=True)
-        return pb.GetFeatureVectorsResponse(
-            vectors=_typed_vectors(plan, found),
-            metadata=plan.metadata[options.include_names, options.include_types],
-        )
+        response = pb.GetFeatureVectorsResponse(metadata=plan.metadata[options.include_names, options.include_types])
+        _add_vectors(response, plan, found)
+        return response
 
     async def RenderFeatureVectors(
         self, request: pb.RenderFeatureVectorsRequest, context: Any
@@ -348,12 +347,17 @@ def _row_key(group: Group, values: Sequence[Value]) -> bytes:
     return keys.join(parts, [column.type for column in columns])
 
 
-def _row(decoders: Sequence[Any], row: bytes | None) -> pb.Row:
-    if row is None:
-        return pb.Row(found=False)
-    found = row.split(SEPARATOR)[1 : len(decoders) + 1]
-    found += [fragments.NULL] * (len(decoders) - len(found))
-    return pb.Row(found=True, values=[decode(each) for decode, each in zip(decoders, found, strict=True)])
+def _add_row(message: pb.Row, writers: Sequence[fragments.Writer], row: bytes | None) -> None:
+    if row is not None:
+        found = row.split(SEPARATOR)[1 : len(writers) + 1]
+        found += [fragments.NULL] * (len(writers) - len(found))
+        _add_values(message, writers, found)
+
+
+def _add_values(message: Any, writers: Sequence[fragments.Writer], found: Sequence[bytes]) -> None:
+    add = message.values.add
+    for write, fragment in zip(writers, found, strict=True):
+        write(add, fragment)
 
 
 def _fragments_of(values: Any, reason: str) -> dict[str, bytes]:
@@ -406,22 +410,9 @@ def _group_statuses(plan: Plan, found: vectors.Vectors) -> list[list[vector_pb2.
     ]
 
 
-def _typed_vectors(plan: Plan, found: vectors.Vectors) -> list[vector_pb2.FeatureVector]:
+def _add_vectors(response: pb.GetFeatureVectorsResponse, plan: Plan, found: vectors.Vectors) -> None:
     groups = _group_statuses(plan, found) or [[]] * len(found.fragments)
-    return [
-        vector_pb2.FeatureVector(
-            values=[_typed(decode, each) for decode, each in zip(plan.decoders, fragments or (), strict=False)],
-            status=status,
-            groups=statuses,
-        )
-        for fragments, status, statuses in zip(found.fragments, _vector_statuses(found), groups, strict=True)
-    ]
-
-
-def _typed(decode: Any, fragment: bytes) -> Value:
-    """A fragment as its feature's type; a passed feature of another kind, let through unchecked, as its JSON text."""
-    try:
-        value: Value = decode(fragment)
-    except ValueError:
-        return Value(json_value=fragment.decode())
-    return value
+    for each, status, statuses in zip(found.fragments, _vector_statuses(found), groups, strict=True):
+        message = response.vectors.add(status=status, groups=statuses)
+        if each is not None:
+            _add_values(message, plan.writers, each)

@@ -22,6 +22,7 @@ from chassis.server import listening
 from chassis.settings import Settings
 from gateway.assembly import all_dialects
 from gateway.settings import GatewaySettings
+from protos.gen.triglot.serving.v1.vector_pb2 import FeatureVector
 from services.management.settings import ManagementSettings
 from services.serving import fragments
 from services.serving.arrow_streams import batches
@@ -196,12 +197,14 @@ KINDS = ("bigint", "double", "decimal(10,2)", "boolean", "string", "date", "time
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_rows(kind: str, chance: random.Random) -> None:
-    """A fragment of a row, as it is kept or as a caller sends it, is a value of its type or none."""
-    decode = fragments.decoder(datatypes.parse(kind))
+    """A fragment of a row, as it is kept or as a caller sends it, is one value: of its type, or its JSON text."""
+    write = fragments.writer(datatypes.parse(kind))
     for fragment in FRAGMENTS:
         for tried in (fragment, *(mutated(fragment, chance) for _ in range(150)), chance.randbytes(12)):
-            with suppress(ValueError):
-                decode(tried).SerializeToString()
+            vector = FeatureVector()
+            with suppress(UnicodeDecodeError):
+                write(vector.values.add, tried)
+                assert len(vector.values) == 1
 
 
 # Messages.
