@@ -11,8 +11,6 @@ from services.registry.access import Access
 from services.registry.kinds import BY_NAME, FEATURE, LABEL, PERMISSION, Edge
 from services.registry.queries import QUERIES
 
-# From so many pages of data sources on, those of an entity are sought among the newest ones of its project.
-_MANY = 10
 # What permissions speak of: features go with their views.
 _COVERED = sorted(BY_NAME.keys() - {FEATURE.name, LABEL.name})
 
@@ -113,11 +111,11 @@ class LineageStore:
         return b"[%b]" % (content or "").encode(), total
 
     async def sources_of_entity(self, name: str, project: str, limit: int) -> tuple[Sequence[bytes], int]:
-        """JSON of the data sources behind an entity's views, last changed first, and how many they are in all."""
+        """JSON of the data sources behind an entity's views, last taken up first, and how many they are in all."""
         narrowed = not self._access.reads_everything
         total: int = await self._access.fetchval(QUERIES.count_sources_of_entity, project, name, narrowed)
-        query = QUERIES.newest_sources_of_entity if total > _MANY * limit else QUERIES.sources_of_entity
-        return [row["rendered"] for row in await self._access.fetch(query, project, name, limit)], total
+        found = await self._access.fetch(QUERIES.newest_sources_of_entity, project, name, limit)
+        return [row["rendered"] for row in found], total
 
     async def around(
         self, lineage: str, objects: Sequence[tuple[str, str]], *, with_indirect: bool = True

@@ -422,9 +422,7 @@ CROSS JOIN LATERAL (
 ) c
 ORDER BY p.project, p.name, c.kind, c.name;
 
--- Data sources of an entity's views: $1 names the project, $2 the entity; $3 is how many, of lists. OFFSET 0 keeps
--- PostgreSQL from reading all data sources of the project: it does not know that some entities have few and some have
--- very many.
+-- Data sources of an entity's views: $1 names the project, $2 the entity.
 
 -- name: count_sources_of_entity
 -- entity_source_pkey; then, if $3, object_key. Whoever does not read everything ($3) learns of what it reads, no more.
@@ -435,26 +433,17 @@ WHERE s.project = $1 AND s.entity = $2 AND (NOT $3::boolean OR EXISTS (
     WHERE o.project = s.project AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source
 ));
 
--- name: sources_of_entity
--- entity_source_pkey, then object_key. JSON, last changed first; for an entity with few.
+-- name: newest_sources_of_entity
+-- entity_source_newest, then object_key. JSON of the $3 that a view took up last. OFFSET 0 keeps PostgreSQL from reading
+-- all data sources of the project: it does not know that some entities have few and some have very many.
 SELECT o.rendered
 FROM registry.entity_source s
 CROSS JOIN LATERAL (
-    SELECT o.rendered, o.updated, o.id FROM registry.object o
+    SELECT o.rendered FROM registry.object o
     WHERE o.project = $1 AND o.family = 'dataSource' AND o.parent = '' AND o.name = s.source OFFSET 0
 ) o
 WHERE s.project = $1 AND s.entity = $2
-ORDER BY o.updated DESC, o.id DESC LIMIT $3;
-
--- name: newest_sources_of_entity
--- object_updated, then entity_source_pkey. The same for an entity with many: the newest of the project are looked
--- through until enough are found.
-SELECT o.rendered
-FROM registry.object o
-WHERE o.kind = 'dataSource' AND o.project = $1 AND EXISTS (
-    SELECT FROM registry.entity_source s WHERE s.project = $1 AND s.entity = $2 AND s.source = o.name OFFSET 0
-)
-ORDER BY o.updated DESC, o.id DESC LIMIT $3;
+ORDER BY s.id DESC LIMIT $3;
 
 -- name: search_settings
 -- For one transaction: how similar is similar, and that what follows is planned for its own pattern. A plan for any pattern

@@ -23,7 +23,7 @@ from protos.gen.feast.registry.RegistryServer_pb2_grpc import RegistryServerStub
 from protos.gen.triglot.registry.v1 import object_pb2
 from protos.gen.triglot.registry.v1 import registry_service_pb2 as own
 from protos.gen.triglot.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from services.registry import kinds, lineage, listing, rendered
+from services.registry import kinds, listing, rendered
 from services.registry.listing import Listing
 from services.registry.process import open_service
 from services.registry.queries import QUERIES
@@ -31,7 +31,7 @@ from services.registry.settings import RegistrySettings
 from tests.registry.conftest import Registry
 from tests.registry.test_indexes import explain, filled  # noqa: F401 - a fixture
 from tests.registry.test_lineage import DIRECT, INDIRECT, pairs, small  # noqa: F401 - a fixture
-from tests.registry.test_objects import applies, apply_entity, apply_view, source, view
+from tests.registry.test_objects import applies, apply_entity, apply_view, view
 from tests.registry.test_rest import rides  # noqa: F401 - a fixture
 
 PERMISSION = """
@@ -268,25 +268,19 @@ async def details(registry: Registry, kind: str, name: str, **fields: Any) -> ow
 
 
 @pytest.mark.usefixtures("rides")
-async def test_an_entity_has_the_data_sources_of_its_views_last_changed_first(registry: Registry) -> None:
+async def test_an_entity_has_the_data_sources_of_its_views_last_taken_up_first(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = await details(registry, "ENTITY", "driver")
     assert [json.loads(each)["name"] for each in found.data_sources] == ["fresh_source", "stats_source"]
     assert found.data_sources_total == 2
-    changed = source("stats_source")
-    changed.description = "changed"
-    await registry(registry.feast.ApplyDataSource, rpc.ApplyDataSourceRequest(data_source=changed, project="rides"))
+    await apply_view(registry, view("stats", entities=("rider",)), "rides")
+    await apply_view(registry, view("stats"), "rides")
     found = await details(registry, "ENTITY", "driver")
     assert [json.loads(each)["name"] for each in found.data_sources] == ["stats_source", "fresh_source"]
-
-
-@pytest.mark.usefixtures("rides")
-async def test_of_very_many_data_sources_the_newest_are_shown(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(rendered, "NEWEST", 1)
-    monkeypatch.setattr(lineage, "_MANY", 1)
     found = await details(registry, "ENTITY", "driver")
-    assert [json.loads(each)["name"] for each in found.data_sources] == ["fresh_source"]
+    assert [json.loads(each)["name"] for each in found.data_sources] == ["stats_source"]
     assert found.data_sources_total == 2
 
 
@@ -437,13 +431,9 @@ async def test_whoever_may_read_a_part_gets_that_part(
 async def test_large_registries_are_read_from_their_indexes(filled: Database) -> None:  # noqa: F811 - a fixture
     for statement in SOURCES:
         await filled.execute(statement)
-    for query, index in (
-        (QUERIES.sources_of_entity, "object_key"),
-        (QUERIES.newest_sources_of_entity, "object_updated"),
-    ):
-        sources = await explain(filled, query.rstrip(";"), "p1", "entity7", 100)
-        assert {"entity_source_pkey", index} <= set(json_names(sources))
-        assert "Seq Scan" not in sources
+    sources = await explain(filled, QUERIES.newest_sources_of_entity.rstrip(";"), "p1", "entity7", 100)
+    assert {"entity_source_newest", "object_key"} <= set(json_names(sources))
+    assert "Seq Scan" not in sources
     # A whole project is a quarter of these edges.
     page = f"{QUERIES.page_of_edges_as_json} FROM ({QUERIES.direct_edges} ORDER BY 1, 2, 3, 4, 5 LIMIT 10) e"
     assert "edge_by_project" in await explain(filled, page, ["p1"], "", "")
