@@ -1,8 +1,8 @@
 """Many small calls in one: a call over gRPC costs more processor time than what most of them ask for.
 
-`BundlingChannel` gathers the calls that are made within one turn of the event loop, so an idle process waits for
-nothing and a busy one sends few messages. A call that is alone in its turn goes as it is. `service` answers them, on
-every gRPC port.
+`BundlingChannel` gathers calls until a turn of the event loop brings no more, so an idle process waits for nothing and
+a busy one, which has read all that has arrived by then, sends few messages. A call that is alone goes as it is.
+`service` answers them, on every gRPC port.
 """
 
 from __future__ import annotations
@@ -205,10 +205,10 @@ class BundlingChannel(grpc.aio.Channel):
         for name, value in metadata:
             call.metadata[name] = value if isinstance(value, bytes) else value.encode()
         one = _Waiting(call, timeout)
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._flush)
         self._waiting.append(one)
-        if len(self._waiting) >= MAX_CALLS:
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._look, 1)
+        elif len(self._waiting) == MAX_CALLS:
             self._flush()
         try:
             with deadlines.within(timeout):
@@ -220,6 +220,13 @@ class BundlingChannel(grpc.aio.Channel):
         if answer.status:
             raise _rpc_error(errors.from_status(answer.status))
         return answer.response if answer.HasField("response") else None
+
+    def _look(self, seen: int) -> None:
+        """Send what waits, unless more has come since it was seen to be so many: then there may be still more."""
+        if len(self._waiting) > seen:
+            asyncio.get_running_loop().call_soon(self._look, len(self._waiting))
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         """Send what waits."""
