@@ -31,7 +31,7 @@ import redis
 from benchmarks import harness, processes
 from benchmarks.empty import GRPC_METHOD
 from benchmarks.harness import Http, NoAnswer, Refused, progress
-from benchmarks.processes import ROOT, Process
+from benchmarks.processes import ROOT, Family, Process
 from benchmarks.vectors import GROUPS, KEY, STORE, VIEWS, Shape, View
 from protos.gen.triglot.serving.v1 import feature_group_pb2, feature_view_pb2, vector_pb2
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as rpc
@@ -43,6 +43,8 @@ FEAST = ROOT / ".venv-feast-bench" / "bin"
 PLAYER = Path(__file__).with_name("vectors.lua")
 BARE, EMPTY, EMPTY_GRPC, FEAST_REST = "bare Redis", "empty handler", "empty gRPC", "Feast"
 ONE_PROCESS, GRPC_HOP, GRPC = "one process", "gateway + gRPC", "gRPC"
+# The same with two workers that share the ports.
+TWO_PROCESSES, GRPC_TWO = "two processes", "gRPC, two processes"
 _START_SECONDS = 300.0
 _CALL_SECONDS = 300.0
 _ROWS_OF_A_STREAM = 10_000
@@ -208,10 +210,10 @@ class FeastServer(OverHttp):
 class OverGrpc:
     """Triglot's GetFeatureVectors, which answers typed values. h2load sends one request again and again."""
 
-    name = GRPC
     _method = "/triglot.serving.v1.ServingService/GetFeatureVectors"
 
-    def __init__(self, target: str, key: str, running: Sequence[Process], folder: Path) -> None:
+    def __init__(self, name: str, target: str, key: str, running: Sequence[Process], folder: Path) -> None:
+        self.name = name
         self._target, self._key, self._running = target, key, running
         self._body, self._times = folder / f"{self.name}.body", folder / f"{self.name}.times"
 
@@ -278,7 +280,6 @@ class OverGrpc:
 class EmptyGrpc(OverGrpc):
     """grpc.aio with a method that does nothing, asked what Triglot is asked."""
 
-    name = EMPTY_GRPC
     _method = GRPC_METHOD
 
     def prepare(self, shape: Shape, rows: int) -> None:
@@ -318,10 +319,11 @@ def _cpu_seconds(running: Sequence[Process]) -> float:
 
 @dataclass(frozen=True)
 class Triglot:
-    """`triglot up` and what is needed to call it."""
+    """`triglot up` and what is needed to call it, or to run more processes beside it."""
 
     process: Process
     endpoints: dict[str, Any]
+    environment: dict[str, str]
 
     @property
     def key(self) -> str:
@@ -329,21 +331,45 @@ class Triglot:
 
 
 @contextmanager
-def triglot(folder: Path, redis_url: str) -> Iterator[Triglot]:
-    """`triglot up` as it comes, authentication included: gateway and services in one process."""
+def triglot(folder: Path, **variables: str) -> Iterator[Triglot]:
+    """`triglot up` as it comes, authentication included: gateway and services in one process.
+
+    `variables` are of its environment: without URLs it has a PostgreSQL and a Redis of its own.
+    """
     data = folder / "data"
     ports = ["--registry-port=0", "--serving-port=0", "--management-port=0", "--metrics-port=0", "--http-port=0"]
     argv: list[str | Path] = [TRIGLOT, "up", "--no-sample", f"--data-dir={data}", *ports]
-    process = Process(argv, folder, processes.clean_environment(TRIGLOT_REDIS_URL=redis_url), folder / "up.log")
+    process = Process(argv, folder, processes.clean_environment(**variables), folder / "up.log")
 
     def endpoints() -> dict[str, Any] | None:
         file = data / "endpoints.json"
         return json.loads(file.read_text()) if file.exists() else None
 
     try:
-        yield Triglot(process, process.wait_until(endpoints, _START_SECONDS))
+        yield Triglot(process, process.wait_until(endpoints, _START_SECONDS), variables)
     finally:
         process.stop()
+
+
+@contextmanager
+def two_workers(folder: Path, before: Triglot) -> Iterator[dict[str, Hopsworks | OverGrpc]]:
+    """`triglot serve serving --rest-api --workers 2` on the same tables: over REST and over gRPC.
+
+    The other has its PostgreSQL, its Redis and its secret key by its environment.
+    """
+    with processes.reserved_ports(2) as (port, rest_port):
+        ports = [f"--port={port}", f"--rest-port={rest_port}"]
+        argv: list[str | Path] = [TRIGLOT, "serve", "serving", "--rest-api", "--workers=2", *ports]
+        env = processes.clean_environment(**before.environment, TRIGLOT_HOST="127.0.0.1", TRIGLOT_METRICS_PORT="0")
+        process = Family(argv, folder, env, folder / "workers.log")
+        try:
+            process.wait_until(lambda: _listens(rest_port), _START_SECONDS)
+            yield {
+                TWO_PROCESSES: Hopsworks(TWO_PROCESSES, f"http://127.0.0.1:{rest_port}", before.key, [process], folder),
+                GRPC_TWO: OverGrpc(GRPC_TWO, f"127.0.0.1:{port}", before.key, [process], folder),
+            }
+        finally:
+            process.stop()
 
 
 @contextmanager
@@ -379,7 +405,7 @@ def empty(folder: Path, name: str) -> Iterator[Empty | EmptyGrpc]:
             if name == EMPTY:
                 yield Empty(name, f"http://{address}", "", [process], folder)
             else:
-                yield EmptyGrpc(address, "any", [process], folder)
+                yield EmptyGrpc(name, address, "any", [process], folder)
         finally:
             process.stop()
 

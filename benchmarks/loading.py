@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         closing.callback(store.stop)
         closing.callback(EmbeddedPostgres(folder / "data").destroy)
         progress("triglot up ...")
-        stack = closing.enter_context(feature_servers.triglot(folder, url))
+        stack = closing.enter_context(feature_servers.triglot(folder, TRIGLOT_REDIS_URL=url))
         contestants = [
             Contestant(BARE, lambda: bare(url, rows)),
             Contestant(OURS, lambda: ours(url, file, stack.endpoints, stack.process.cpu_seconds)),

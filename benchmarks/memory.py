@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         client = closing.enter_context(redis.Redis.from_url(url))
         closing.callback(EmbeddedPostgres(folder / "data").destroy)
         progress("triglot up ...")
-        stack = closing.enter_context(feature_servers.triglot(folder, url))
+        stack = closing.enter_context(feature_servers.triglot(folder, TRIGLOT_REDIS_URL=url))
         endpoints = dict(stack.endpoints)
         writers = {
             TRIGLOT_PLAIN: triglot_writer(endpoints, folder, timed=False),

@@ -96,6 +96,14 @@ class Process:
         return [int(each.name) for each in Path("/proc").glob("[0-9]*") if _stat(each, _GROUP) == self._popen.pid]
 
 
+class Family(Process):
+    """A server whose workers have process groups of their own."""
+
+    def cpu_seconds(self) -> float:
+        """What it and its workers have used so far."""
+        return family_cpu_seconds(self._popen.pid)
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Processor time of processes, with that of their threads that ended, the kernel's part included."""
     ticks = sum(_stat(Path(f"/proc/{pid}"), number) or 0 for pid in pids for number in _OF_THREADS)

@@ -23,7 +23,9 @@ from benchmarks.feature_servers import (
     FEAST_REST,
     GRPC,
     GRPC_HOP,
+    GRPC_TWO,
     ONE_PROCESS,
+    TWO_PROCESSES,
     Figures,
     Hopsworks,
     Server,
@@ -31,10 +33,11 @@ from benchmarks.feature_servers import (
 from benchmarks.harness import Refused, figure, progress
 from benchmarks.processes import ROOT
 from benchmarks.vectors import FIVE, ONE, SHAPES, Shape
+from chassis.secretbox import new_key
 from triglot.embedded import EmbeddedPostgres, EmbeddedRedis
 
-NAMES = (BARE, EMPTY, EMPTY_GRPC, FEAST_REST, ONE_PROCESS, GRPC_HOP, GRPC)
-_OVER_GRPC = (EMPTY_GRPC, GRPC)
+NAMES = (BARE, EMPTY, EMPTY_GRPC, FEAST_REST, ONE_PROCESS, TWO_PROCESSES, GRPC_HOP, GRPC, GRPC_TWO)
+_OVER_GRPC = (EMPTY_GRPC, GRPC, GRPC_TWO)
 HISTORY = ROOT / "docs" / "performance.md"
 _HISTORY_ENDS = "<!-- runs end here -->"
 # One and many at once; and as many as Feast is compared at.
@@ -87,7 +90,7 @@ GOALS = (
         )
     ),
     Goal(GRPC_HOP, 1, ONE.name, 16, PER_SECOND, least=5_000, empty=_EMPTY_ONE),
-    Goal(GRPC, 1, ONE.name, 16, PER_SECOND, least=4_000, empty=_EMPTY_ONE),
+    *(Goal(name, 1, ONE.name, 16, PER_SECOND, least=4_000, empty=_EMPTY_ONE) for name in (GRPC, GRPC_TWO)),
 )
 
 
@@ -295,9 +298,13 @@ def _start(closing: ExitStack, folder: Path, rows: int, names: Sequence[str]) ->
     closing.callback(store.destroy)
     redis_url = store.start()
     closing.callback(store.stop)
-    closing.callback(EmbeddedPostgres(folder / "data").destroy)
+    database = EmbeddedPostgres(folder)
+    closing.callback(database.destroy)
+    postgres_url = database.start()
+    closing.callback(database.stop)
     progress("triglot up ...")
-    ours = closing.enter_context(feature_servers.triglot(folder, redis_url))
+    urls = {"TRIGLOT_POSTGRES_URL": postgres_url, "TRIGLOT_REDIS_URL": redis_url}
+    ours = closing.enter_context(feature_servers.triglot(folder, **urls, TRIGLOT_SECRET_KEY=new_key()))
     feature_servers.fill(ours, rows)
     found: dict[str, Server] = {BARE: feature_servers.Bare(redis_url, folder)}
     for name in {EMPTY, EMPTY_GRPC} & set(names):
@@ -309,7 +316,9 @@ def _start(closing: ExitStack, folder: Path, rows: int, names: Sequence[str]) ->
     if GRPC_HOP in names:
         found[GRPC_HOP] = closing.enter_context(feature_servers.gateway(folder, ours))
     target = str(ours.endpoints["serving_grpc"])
-    found[GRPC] = feature_servers.OverGrpc(target, ours.key, [ours.process], folder)
+    found[GRPC] = feature_servers.OverGrpc(GRPC, target, ours.key, [ours.process], folder)
+    if {TWO_PROCESSES, GRPC_TWO} & set(names):
+        found.update(closing.enter_context(feature_servers.two_workers(folder, ours)))
     return [found[name] for name in names]
 
 

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.feature_servers import BARE, EMPTY, EMPTY_GRPC, GRPC, GRPC_HOP, ONE_PROCESS
+from benchmarks.feature_servers import (
+    BARE,
+    EMPTY,
+    EMPTY_GRPC,
+    GRPC,
+    GRPC_HOP,
+    GRPC_TWO,
+    ONE_PROCESS,
+    TWO_PROCESSES,
+)
 from benchmarks.serving import AGAINST_FEAST, CONNECTIONS
 from tests.stack.conftest import ROOT
 
@@ -37,7 +46,7 @@ def run(folder: Path, servers: list[str], path: str) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(not (shutil.which("wrk") and shutil.which("h2load")), reason="wrk or h2load is not installed")
 def test_every_server_has_its_figures(tmp_path: Path) -> None:
-    servers = [BARE, EMPTY, EMPTY_GRPC, ONE_PROCESS, GRPC_HOP, GRPC]
+    servers = [BARE, EMPTY, EMPTY_GRPC, ONE_PROCESS, TWO_PROCESSES, GRPC_HOP, GRPC, GRPC_TWO]
     measured = run(tmp_path, servers, os.environ["PATH"])
     everywhere = {(server, count) for server in servers for count in CONNECTIONS}
     assert {(each["server"], each["connections"]) for each in measured} == everywhere | {(ONE_PROCESS, AGAINST_FEAST)}
