@@ -1,4 +1,4 @@
-"""Who is asked for feature vectors: a bare Redis client, Feast's feature server, Triglot in three ways.
+"""Who is asked for feature vectors: a bare Redis client, Feast's feature server, Triglot in five ways.
 
 All read one Redis, which holds the same rows in Triglot's layout and in Feast's.
 """
@@ -357,19 +357,20 @@ def two_workers(folder: Path, before: Triglot) -> Iterator[dict[str, Hopsworks |
 
     The other has its PostgreSQL, its Redis and its secret key by its environment.
     """
-    with processes.reserved_ports(2) as (port, rest_port):
-        ports = [f"--port={port}", f"--rest-port={rest_port}"]
-        argv: list[str | Path] = [TRIGLOT, "serve", "serving", "--rest-api", "--workers=2", *ports]
-        env = processes.clean_environment(**before.environment, TRIGLOT_HOST="127.0.0.1", TRIGLOT_METRICS_PORT="0")
-        process = Family(argv, folder, env, folder / "workers.log")
-        try:
-            process.wait_until(lambda: _listens(rest_port), _START_SECONDS)
-            yield {
-                TWO_PROCESSES: Hopsworks(TWO_PROCESSES, f"http://127.0.0.1:{rest_port}", before.key, [process], folder),
-                GRPC_TWO: OverGrpc(GRPC_TWO, f"127.0.0.1:{port}", before.key, [process], folder),
-            }
-        finally:
-            process.stop()
+    argv: list[str | Path] = [TRIGLOT, "serve", "serving", "--rest-api", "--workers=2", "--port=0", "--rest-port=0"]
+    env = processes.clean_environment(**before.environment, TRIGLOT_HOST="127.0.0.1", TRIGLOT_METRICS_PORT="0")
+    process = Family(argv, folder, env, folder / "workers.log")
+    try:
+        # Said once both serve.
+        ports = process.wait_until(lambda: process.logged("serving", role="parent"), _START_SECONDS)["ports"]
+        address = f"http://127.0.0.1:{ports['TRIGLOT_SERVING_REST_PORT']}"
+        target = f"127.0.0.1:{ports['TRIGLOT_SERVING_PORT']}"
+        yield {
+            TWO_PROCESSES: Hopsworks(TWO_PROCESSES, address, before.key, [process], folder),
+            GRPC_TWO: OverGrpc(GRPC_TWO, target, before.key, [process], folder),
+        }
+    finally:
+        process.stop()
 
 
 @contextmanager

@@ -64,11 +64,11 @@ class Process:
         for pid in self._group():
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
-    def logged(self, event: str) -> dict[str, Any] | None:
-        """The line of JSON by which one of our processes says that, if it has."""
+    def logged(self, event: str, **facts: object) -> dict[str, Any] | None:
+        """The line of JSON by which one of our processes says that, with these facts among others, if it has."""
         for line in self.log.read_text().splitlines():
             said: dict[str, Any] = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
-            if said.get("event") == event:
+            if said.items() >= {"event": event, **facts}.items():
                 return said
         return None
 

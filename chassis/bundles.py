@@ -28,6 +28,8 @@ MAX_CALLS = 64
 MAX_REQUEST_BYTES = 16 * 1024
 # Of all answers of a bundle together. What does not fit is asked for again, by itself.
 MAX_RESPONSE_BYTES = 1024 * 1024
+# How long a call may wait for others that come turn by turn.
+_GATHER_SECONDS = 0.005
 # How much longer than the first of a bundle the others may take. Whoever takes longer holds up nobody: it is ended, and
 # asked for again by itself.
 MAX_BEHIND_SECONDS = 0.05
@@ -151,6 +153,9 @@ class BundlingChannel(grpc.aio.Channel):
         self._bundled = bundled
         self._send = bundle_service_pb2_grpc.BundleServiceStub(channel).SendCalls
         self._waiting: list[_Waiting] = []
+        # Looks again in the next turn, whether more has come, until the time by which all must go.
+        self._looking: asyncio.Handle | None = None
+        self._until = 0.0
         self._sending: set[asyncio.Task[None]] = set()
         self._plain_until = 0.0
 
@@ -207,7 +212,9 @@ class BundlingChannel(grpc.aio.Channel):
         one = _Waiting(call, timeout)
         self._waiting.append(one)
         if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._look, 1)
+            loop = asyncio.get_running_loop()
+            self._until = loop.time() + _GATHER_SECONDS
+            self._looking = loop.call_soon(self._look, 1)
         elif len(self._waiting) == MAX_CALLS:
             self._flush()
         try:
@@ -223,13 +230,16 @@ class BundlingChannel(grpc.aio.Channel):
 
     def _look(self, seen: int) -> None:
         """Send what waits, unless more has come since it was seen to be so many: then there may be still more."""
-        if len(self._waiting) > seen:
-            asyncio.get_running_loop().call_soon(self._look, len(self._waiting))
+        loop = asyncio.get_running_loop()
+        if len(self._waiting) > seen and loop.time() < self._until:
+            self._looking = loop.call_soon(self._look, len(self._waiting))
         else:
             self._flush()
 
     def _flush(self) -> None:
         """Send what waits."""
+        if self._looking is not None:
+            self._looking.cancel()
         waiting, self._waiting = self._waiting, []
         if len(waiting) == 1:
             waiting[0].settle(None)
@@ -240,17 +250,20 @@ class BundlingChannel(grpc.aio.Channel):
 
     async def _send_all(self, waiting: Sequence[_Waiting]) -> None:
         request = rpc.SendCallsRequest(calls=[one.call for one in waiting])
-        answers: Sequence[rpc.Answer | Exception | None]
         try:
             answers = (await self._send(request, timeout=max(one.timeout for one in waiting))).answers
+            for one, answer in zip(waiting, answers, strict=False):
+                one.settle(answer)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 self._plain_until = asyncio.get_running_loop().time() + _UNBUNDLED_SECONDS
-                answers = [None] * len(waiting)
             else:
-                answers = [_rpc_error(errors.from_rpc(error)) for _ in waiting]
-        for one, answer in zip(waiting, answers, strict=True):
-            one.settle(answer)
+                for one in waiting:
+                    one.settle(_rpc_error(errors.from_rpc(error)))
+        finally:
+            # Who has no answer asks by itself.
+            for one in waiting:
+                one.settle(None)
 
 
 def _rpc_error(error: errors.TriglotError) -> grpc.aio.AioRpcError:

@@ -150,9 +150,6 @@ class Database:
             return errors.Unavailable("PostgreSQL did not answer in time", dependency="postgres")
         if not isinstance(error, _UNREACHABLE):
             log.error("PostgreSQL lets us not in", error=repr(error))
-        elif isinstance(error, asyncpg.InterfaceError):
-            # A connection that has gone; or one that is used as it cannot be.
-            log.warning("the driver refuses a connection", error=repr(error))
         return errors.Unavailable("PostgreSQL cannot be reached", dependency="postgres")
 
     def _translated(self, error: BaseException) -> errors.TriglotError:

@@ -111,7 +111,7 @@ class LineageStore:
         return b"[%b]" % (content or "").encode(), total
 
     async def sources_of_entity(self, name: str, project: str, limit: int) -> tuple[Sequence[bytes], int]:
-        """JSON of the data sources behind an entity's views, last taken up first, and how many they are in all."""
+        """JSON of the data sources behind an entity's views, first what came to it last, and how many they are."""
         narrowed = not self._access.reads_everything
         total: int = await self._access.fetchval(QUERIES.count_sources_of_entity, project, name, narrowed)
         found = await self._access.fetch(QUERIES.newest_sources_of_entity, project, name, limit)

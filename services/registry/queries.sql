@@ -434,8 +434,9 @@ WHERE s.project = $1 AND s.entity = $2 AND (NOT $3::boolean OR EXISTS (
 ));
 
 -- name: newest_sources_of_entity
--- entity_source_newest, then object_key. JSON of the $3 that a view took up last. OFFSET 0 keeps PostgreSQL from reading
--- all data sources of the project: it does not know that some entities have few and some have very many.
+-- entity_source_newest, then object_key. JSON of the $3 that came to the entity last; one that further views take up keeps
+-- its place. OFFSET 0 keeps PostgreSQL from reading all data sources of the project: it does not know that some entities
+-- have few and some have very many.
 SELECT o.rendered
 FROM registry.entity_source s
 CROSS JOIN LATERAL (

@@ -318,7 +318,7 @@ def _write_double(add: Callable[..., Value], fragment: bytes) -> object:
 
 
 def _write_string(add: Callable[..., Value], fragment: bytes) -> object:
-    if fragment[:1] == b'"' and b"\\" not in fragment:
+    if fragment[:1] == b'"' == fragment[-1:] and b"\\" not in fragment:
         return add(string_value=fragment[1:-1].decode())
     return _write_odd_string(add, fragment)
 

@@ -43,6 +43,11 @@ def answered(path: str, code: str = "OK") -> int:
     return int(prometheus_client.REGISTRY.get_sample_value("triglot_rpc_seconds_count", labels) or 0)
 
 
+def in_bundles() -> int:
+    """How many calls came in bundles, in this process."""
+    return int(prometheus_client.REGISTRY.get_sample_value("triglot_bundle_calls_sum") or 0)
+
+
 async def say(stub: Stub, text: str, name: str = "admin", seconds: float = 30) -> str:
     """What the service answers to somebody, or the reason why not."""
     metadata = (("authorization", name), (calls.REQUEST_ID, f"R-{text}")) if name else ()
@@ -60,6 +65,32 @@ async def test_what_is_called_at_the_same_time_goes_in_one_message() -> None:
         texts = [f"text {number}" for number in range(10)]
         assert await asyncio.gather(*(say(stub, text) for text in texts)) == texts
         assert (answered(SEND) - sent, answered(SAY) - said) == (1, 10)
+
+
+@pytest.mark.parametrize(("seconds", "together"), [(60, 4), (0, 2)])
+async def test_what_is_called_turn_by_turn_goes_in_one_message_for_some_time(
+    seconds: float, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "_GATHER_SECONDS", seconds)
+    async with opened() as channel:
+        stub = Stub(BundlingChannel(channel, {SAY}))
+        sent, bundled, said = answered(SEND), in_bundles(), answered(SAY)
+        calling = [asyncio.ensure_future(say(stub, text)) for text in ("a", "b")]
+        for text in ("c", "d"):
+            await asyncio.sleep(0)  # a turn
+            calling.append(asyncio.ensure_future(say(stub, text)))
+        assert await asyncio.gather(*calling) == ["a", "b", "c", "d"]
+        assert (answered(SEND) - sent, in_bundles() - bundled, answered(SAY) - said) == (1, together, 4)
+
+
+async def test_who_gets_no_answer_from_a_bundle_asks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one(self: object, request: rpc.SendCallsRequest, context: object) -> rpc.SendCallsResponse:
+        return rpc.SendCallsResponse(answers=[rpc.Answer(response=Text(value="bundled").SerializeToString())])
+
+    monkeypatch.setattr(bundles._BundleService, "SendCalls", one)
+    async with opened() as channel:
+        stub = Stub(BundlingChannel(channel, {SAY}))
+        assert await asyncio.gather(*(say(stub, text) for text in ("a", "b", "c"))) == ["bundled", "b", "c"]
 
 
 async def test_what_is_called_alone_goes_as_it_is() -> None:

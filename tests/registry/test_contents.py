@@ -268,7 +268,7 @@ async def details(registry: Registry, kind: str, name: str, **fields: Any) -> ow
 
 
 @pytest.mark.usefixtures("rides")
-async def test_an_entity_has_the_data_sources_of_its_views_last_taken_up_first(
+async def test_an_entity_has_the_data_sources_of_its_views_last_come_first(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = await details(registry, "ENTITY", "driver")
@@ -276,6 +276,10 @@ async def test_an_entity_has_the_data_sources_of_its_views_last_taken_up_first(
     assert found.data_sources_total == 2
     await apply_view(registry, view("stats", entities=("rider",)), "rides")
     await apply_view(registry, view("stats"), "rides")
+    found = await details(registry, "ENTITY", "driver")
+    assert [json.loads(each)["name"] for each in found.data_sources] == ["stats_source", "fresh_source"]
+    # What it has already keeps its place.
+    await apply_view(registry, view("more", origin="fresh_source"), "rides")
     found = await details(registry, "ENTITY", "driver")
     assert [json.loads(each)["name"] for each in found.data_sources] == ["stats_source", "fresh_source"]
     monkeypatch.setattr(rendered, "NEWEST", 1)

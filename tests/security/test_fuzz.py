@@ -192,19 +192,25 @@ FRAGMENTS = (
     b"null", b"[1,[2,null]]", b"9" * 5000, b'"9999-12-31 23:59:59.999999-23:59"', b'"0001-01-01 00:00:00+23:59"',
     b'"1_0"', b"NaN",
 )  # fmt: skip
-KINDS = ("bigint", "double", "decimal(10,2)", "boolean", "string", "date", "timestamp", "binary", "array<int>")
+KINDS = {
+    "bigint": "int_value", "float": "float_value", "double": "double_value", "decimal(10,2)": "decimal_value",
+    "boolean": "bool_value", "string": "string_value", "date": "date_value", "timestamp": "timestamp_value",
+    "binary": "bytes_value", "array<int>": "json_value",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_rows(kind: str, chance: random.Random) -> None:
     """A fragment of a row, as it is kept or as a caller sends it, is one value: of its type, or its JSON text."""
-    write = fragments.writer(datatypes.parse(kind))
+    write, field = fragments.writer(datatypes.parse(kind)), KINDS[kind]
     for fragment in FRAGMENTS:
         for tried in (fragment, *(mutated(fragment, chance) for _ in range(150)), chance.randbytes(12)):
             vector = FeatureVector()
             with suppress(UnicodeDecodeError):
                 write(vector.values.add, tried)
-                assert len(vector.values) == 1
+                [value] = vector.values
+                assert value.WhichOneof("kind") in (field, "json_value", "null_value"), (tried, value)
+                vector.SerializeToString()
 
 
 # Messages.

@@ -327,8 +327,8 @@ class GetObjectResponse(_message.Message):
 
     @_builtins.property
     def data_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """If details of an entity are asked for: the data sources of views that use it, at most 100, those that a view
-        took up last. Each is a JSON object in UTF-8.
+        """If details of an entity are asked for: the data sources of views that use it, at most 100, those that came to
+        it last. Each is a JSON object in UTF-8.
         """
 
     def __init__(

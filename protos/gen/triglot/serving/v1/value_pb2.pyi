@@ -56,7 +56,7 @@ class Value(_message.Message):
     timestamp_value: _builtins.int
     """timestamp: microseconds since 1970-01-01T00:00:00Z."""
     json_value: _builtins.str
-    """array, map, struct: JSON text."""
+    """array, map, struct: JSON text. Also what is none of its column's type, such as a passed feature of another kind."""
     def __init__(
         self,
         *,
