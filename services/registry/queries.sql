@@ -448,8 +448,10 @@ ORDER BY s.id DESC LIMIT $3;
 
 -- name: search_settings
 -- For one transaction: how similar is similar, and that what follows is planned for its own pattern. A plan for any pattern
--- takes any to match much, and reads without the trigram index.
-SELECT set_config('pg_trgm.word_similarity_threshold', $1, true), set_config('plan_cache_mode', 'force_custom_plan', true);
+-- takes any to match much, and reads without the trigram index; one for a small registry reads all of that, because to
+-- compare texts seems to cost nothing.
+SELECT set_config('pg_trgm.word_similarity_threshold', $1, true), set_config('plan_cache_mode', 'force_custom_plan', true),
+    set_config('enable_seqscan', 'off', true);
 
 -- Search. $1 names the projects, $2 the kinds, $3 is the filter by tags.
 
@@ -461,9 +463,10 @@ FROM registry.object o
 WHERE o.project = ANY($1::text[]) AND o.kind = ANY($2::text[]) AND o.tags @> $3::jsonb
 
 -- name: search_similar
--- object_search. $4 is the query, $5 its pattern: what resembles it without holding it, most similar first.
+-- object_search. $4 is the query, $5 its pattern: what resembles it without holding it, most similar first. IS TRUE keeps
+-- PostgreSQL from indexes that leave more texts to be compared.
 SELECT o.id, o.name, o.tags FROM registry.object o
-WHERE o.project = ANY($1::text[]) AND o.kind = ANY($2::text[]) AND o.tags @> $3::jsonb
+WHERE (o.project = ANY($1::text[]) AND o.kind = ANY($2::text[]) AND o.tags @> $3::jsonb) IS TRUE
     AND o.search_text %> $4::text AND o.search_text NOT LIKE $5::text
 ORDER BY greatest(similarity(o.sort_name, $4), word_similarity($4, registry.tag_text(o.tags))) DESC, o.id
 LIMIT 100;

@@ -21,6 +21,7 @@ from services.registry.search import (
     KINDS,
     MAX_COMPARED_LENGTH,
     MAX_COMPARED_LETTERS,
+    WORD_SIMILARITY,
     Likeness,
     Search,
     SearchStore,
@@ -204,18 +205,31 @@ async def test_search_uses_its_index(filled: Database) -> None:  # noqa: F811 - 
     assert "Seq Scan" not in plan
 
 
+MANY = """
+    INSERT INTO registry.project (name, uuid, updated) VALUES ('p1', repeat('u', 36), now());
+    INSERT INTO registry.object
+        (project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered)
+    SELECT 'p1', 'entity', 'entity', 'churn' || n, 'churn' || n, 'entity', '', '', '{}', now(), now(), '', '{}'
+    FROM generate_series(1, 1000) n
+"""
+
+
 async def test_a_registry_without_statistics_is_not_read_for_each_match(database: Database) -> None:
     """PostgreSQL then expects one match at most; it makes statistics a minute after much was written."""
-    await database.execute("""
-        INSERT INTO registry.project (name, uuid, updated) VALUES ('p1', repeat('u', 36), now());
-        INSERT INTO registry.object
-            (project, kind, family, name, sort_name, type, description, owner, tags, created, updated, proto, rendered)
-        SELECT 'p1', 'entity', 'entity', 'churn' || n, 'churn' || n, 'entity', '', '', '{}', now(), now(), '', '{}'
-        FROM generate_series(1, 1000) n
-    """)
+    await database.execute(MANY)
     plan = json.loads(await explain(database, QUERIES.search_matching, ["p1"], KINDS, "{}", "%churn%", []))
     assert plan[0]["Plan"]["Actual Rows"] == 1000
     assert max(each["Actual Loops"] for each in _nodes(plan[0]["Plan"]) if each["Node Type"] == "Aggregate") == 1
+
+
+async def test_a_small_registry_is_not_read_as_a_whole(database: Database) -> None:
+    """PostgreSQL expects that it takes no longer than to look into the index: it takes five times as long."""
+    await database.execute(f"{MANY}; ANALYZE registry.object")
+    async with database.transaction() as connection:
+        await connection.execute(QUERIES.search_settings, WORD_SIMILARITY)
+        similar = f"EXPLAIN {QUERIES.search_similar.rstrip(';')}"
+        plan = [row[0] for row in await connection.fetch(similar, ["p1"], KINDS, "{}", "nothing", "%nothing%")]
+    assert any("object_search" in line for line in plan), "\n".join(plan)
 
 
 def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
