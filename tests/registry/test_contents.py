@@ -429,6 +429,21 @@ async def test_whoever_may_read_a_part_gets_that_part(
         await details(reader, "ENTITY", "driver")
 
 
+@pytest.mark.usefixtures("rides")
+@pytest.mark.parametrize("most", [1, 100])
+async def test_of_an_entitys_data_sources_those_are_shown_that_may_be_read(
+    registry: Registry, make_key: Callable[[Principal], Awaitable[str]], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is hidden is not counted, and takes no place: `fresh_source` came last."""
+    monkeypatch.setattr(rendered, "NEWEST", most)
+    readable = ["driver", "stats_source"]
+    await allow(registry, permission("some", namePatterns=readable, policy={"roleBasedPolicy": {"roles": ["r"]}}))
+    key = await make_key(Principal("reader", roles=frozenset({"r"})))
+    found = await details(Registry(registry.feast, registry.rendered, calls.bearer(key)), "ENTITY", "driver")
+    assert [json.loads(each)["name"] for each in found.data_sources] == ["stats_source"]
+    assert found.data_sources_total == 1
+
+
 # ---- at 20,000 views ----
 
 
