@@ -425,7 +425,8 @@ ORDER BY p.project, p.name, c.kind, c.name;
 -- Data sources of an entity's views: $1 names the project, $2 the entity.
 
 -- name: count_sources_of_entity
--- entity_source_pkey; then, if $3, object_key. Whoever does not read everything ($3) learns of what it reads, no more.
+-- entity_source_pkey or entity_source_newest; then, if $3, object_key. Whoever does not read everything ($3) learns of what
+-- it reads, no more.
 SELECT count(*)
 FROM registry.entity_source s
 WHERE s.project = $1 AND s.entity = $2 AND (NOT $3::boolean OR EXISTS (

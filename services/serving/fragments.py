@@ -299,8 +299,8 @@ def _write_with(field: str, read: Callable[[str], Any]) -> Writer:
     return write
 
 
-# The kinds that most features are of, without a look at what they are not: that is what the second function of each is
-# for.
+# The kinds that most features are of, in the form that rows hold them. Everything else (null, a number in quotes, text
+# with escapes) is what the general writers below, `_write_odd_...`, are for.
 
 
 def _write_integer(add: Callable[..., Value], fragment: bytes) -> object:

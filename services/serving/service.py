@@ -213,7 +213,9 @@ class ServingService(pb_grpc.ServingServiceServicer):
         writers = [fragments.writer(column.type) for column in group.columns]
         response = pb.ReadRowsResponse(features=[messages.feature_message(column) for column in group.columns])
         for row in found:
-            _add_row(response.rows.add(found=row is not None), writers, row)
+            message = response.rows.add(found=row is not None)
+            if row is not None:
+                _add_values(message, writers, _columns(row, len(writers)))
         return response
 
     async def DeleteRows(self, request: pb.DeleteRowsRequest, context: Any) -> pb.DeleteRowsResponse:
@@ -347,14 +349,15 @@ def _row_key(group: Group, values: Sequence[Value]) -> bytes:
     return keys.join(parts, [column.type for column in columns])
 
 
-def _add_row(message: pb.Row, writers: Sequence[fragments.Writer], row: bytes | None) -> None:
-    if row is not None:
-        found = row.split(SEPARATOR)[1 : len(writers) + 1]
-        found += [fragments.NULL] * (len(writers) - len(found))
-        _add_values(message, writers, found)
+def _columns(row: bytes, count: int) -> list[bytes]:
+    """The fragments of a row, one for each of so many columns: it may be older than the last of them."""
+    found = row.split(SEPARATOR)[1 : count + 1]
+    return found + [fragments.NULL] * (count - len(found))
 
 
-def _add_values(message: Any, writers: Sequence[fragments.Writer], found: Sequence[bytes]) -> None:
+def _add_values(
+    message: pb.Row | vector_pb2.FeatureVector, writers: Sequence[fragments.Writer], found: Sequence[bytes]
+) -> None:
     add = message.values.add
     for write, fragment in zip(writers, found, strict=True):
         write(add, fragment)
