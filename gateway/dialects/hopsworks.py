@@ -159,6 +159,7 @@ def _message(exchange: Exchange, *, batch: bool, validates: bool) -> serving_ser
         entries=entries,
         passed_features=b"" if passed == b"null" else passed,
         batch=batch,
+        join_vectors=True,
         options=_vector_options(
             validates if validate is None else validate,
             bool(options.include_detailed_status),
@@ -178,7 +179,7 @@ def _vector_options(validate: bool, detailed: bool, names: bool, types: bool) ->
 
 def _vector(exchange: Exchange, reply: serving_service_pb2.RenderFeatureVectorsResponse) -> Answer:
     parts = [
-        b'{"features":', reply.vectors[0],
+        b'{"features":', _joined(reply),
         b',"metadata":', _metadata(reply.metadata),
         b',"status":', STATUSES[reply.statuses[0]],
     ]  # fmt: skip
@@ -190,14 +191,19 @@ def _vector(exchange: Exchange, reply: serving_service_pb2.RenderFeatureVectorsR
 
 def _vectors(exchange: Exchange, reply: serving_service_pb2.RenderFeatureVectorsResponse) -> Answer:
     parts = [
-        b'{"features":[', b",".join(reply.vectors),
+        b'{"features":[', _joined(reply),
         b'],"metadata":', _metadata(reply.metadata),
-        b',"status":[', b",".join([STATUSES[status] for status in reply.statuses]),
+        b',"status":[', b",".join(map(STATUSES.__getitem__, reply.statuses)),
     ]  # fmt: skip
     if reply.details:
         parts += (b'],"detailedStatus":[', b",".join([_details(each) for each in reply.details]))
     parts.append(b"]}")
     return Answer(200, b"".join(parts))
+
+
+def _joined(reply: serving_service_pb2.RenderFeatureVectorsResponse) -> bytes:
+    """The vectors, separated by commas. A server that is older than the gateway sends them one by one."""
+    return reply.joined or b",".join(reply.vectors)
 
 
 def _metadata(metadata: Sequence[vector_pb2.FeatureMetadata]) -> bytes:

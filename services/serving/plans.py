@@ -3,19 +3,23 @@
 A plan is immutable. What a request costs is decided here: whatever does not depend on the request is worked out once.
 
 All rows of an entry are split at their separators and laid side by side, the key values of the entry after them; the
-vector is a selection (`pick`) of that list.
+vector is a selection (`pick`) of that list. Where it is made of key values and whole ends of rows, as most are, its
+JSON text can be had without splitting them (`pieces`).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import itemgetter
 
 from chassis.datatypes import DataType
 from protos.gen.triglot.serving.v1.vector_pb2 import FeatureMetadata
 from services.serving import fragments, keys
 from services.serving.definitions import Group, Join, ServingKey, View
+from services.serving.rows import SEPARATOR
 
 Pick = Callable[[Sequence[bytes]], tuple[bytes, ...]]
 
@@ -45,6 +49,24 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class RowEnd:
+    """Features that are a row's fragments from the one behind the first `skipped` on, in their order, all of them."""
+
+    read: int
+    skipped: int
+    # How many fragments there are, and what stands for them if there is no row.
+    width: int
+    absent: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """A feature that is a key column: its value as the entry has it."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class PassedSlot:
     """A position that a passed feature overwrites."""
 
@@ -70,6 +92,8 @@ class Plan:
     # Groups of the reads, one for each.
     read_groups: tuple[int, ...]
     pick: Pick
+    # The vector in parts. Empty: it has no such.
+    pieces: tuple[RowEnd | KeyValue, ...]
     # Whether a key column is a feature, so that the entry's own values are laid out too.
     echoes: bool
     passed: Mapping[str, tuple[PassedSlot, ...]]
@@ -108,6 +132,7 @@ def compile_plan(view: View, key_prefix: Callable[[int], bytes]) -> Plan:
         reads=tuple(reads.values()),
         read_groups=tuple(read.group.id for read in reads.values()),
         pick=_pick(sources),
+        pieces=_pieces(sources, tuple(reads.values())),
         echoes=bool(reads) and max(sources) >= sum(read.width for read in reads.values()),
         passed=passed,
         names=names,
@@ -164,6 +189,25 @@ def _pick(sources: Sequence[int]) -> Pick:
     if len(sources) > 1:
         return itemgetter(*sources)
     return lambda laid_out: tuple(laid_out[source] for source in sources)
+
+
+def _pieces(sources: Sequence[int], reads: Sequence[Read]) -> tuple[RowEnd | KeyValue, ...]:
+    """The vector's parts; empty if one of them ends before its row does."""
+    starts = list(accumulate((read.width for read in reads), initial=0))
+    pieces: list[RowEnd | KeyValue] = []
+    left = list(sources)
+    while left:
+        if left[0] >= starts[-1]:
+            pieces.append(KeyValue(left.pop(0) - starts[-1]))
+            continue
+        index = bisect_right(starts, left[0]) - 1
+        width = starts[index + 1] - left[0]
+        if left[:width] != list(range(left[0], starts[index + 1])):
+            return ()
+        absent = SEPARATOR.join([fragments.NULL] * width)
+        pieces.append(RowEnd(index, reads[index].width - width, width, absent))
+        del left[:width]
+    return tuple(pieces)
 
 
 def _metadata(names: Sequence[str], types: Sequence[DataType]) -> Mapping[tuple[bool, bool], Sequence[FeatureMetadata]]:

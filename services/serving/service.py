@@ -23,10 +23,6 @@ from services.serving.plans import Plan
 from services.serving.rows import SEPARATOR, Rows
 from services.serving.statistics import Census, Usage
 
-COMPLETE = vector_pb2.VECTOR_STATUS_COMPLETE
-MISSING = vector_pb2.VECTOR_STATUS_MISSING
-ERROR = vector_pb2.VECTOR_STATUS_ERROR
-
 _MAX_GROUPS = 1_000
 _USAGE_DAYS = 30
 
@@ -242,7 +238,11 @@ class ServingService(pb_grpc.ServingServiceServicer):
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=True)
         response = pb.GetFeatureVectorsResponse(metadata=plan.metadata[options.include_names, options.include_types])
-        _add_vectors(response, plan, found)
+        groups = _group_statuses(found) if options.include_detailed_status else [[]] * found.size
+        for each, status, statuses in zip(found.fragments(), found.statuses(), groups, strict=True):
+            message = response.vectors.add(status=status, groups=statuses)
+            if each is not None:
+                _add_values(message, plan.writers, each)
         return response
 
     async def RenderFeatureVectors(
@@ -252,12 +252,16 @@ class ServingService(pb_grpc.ServingServiceServicer):
         entries, passed = _parsed(request)
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=request.batch)
-        return pb.RenderFeatureVectorsResponse(
-            vectors=[b"null" if each is None else b"[" + b",".join(each) + b"]" for each in found.fragments],
-            statuses=_vector_statuses(found),
-            details=[vector_pb2.GroupStatuses(groups=groups) for groups in _group_statuses(plan, found)],
-            metadata=plan.metadata[options.include_names, options.include_types],
-        )
+        response = pb.RenderFeatureVectorsResponse(statuses=found.statuses())
+        if request.join_vectors:
+            response.joined = found.joined()
+        else:
+            response.vectors.extend(found.texts())
+        if options.include_detailed_status:
+            response.details.extend(vector_pb2.GroupStatuses(groups=groups) for groups in _group_statuses(found))
+        if metadata := plan.metadata[options.include_names, options.include_types]:
+            response.metadata.extend(metadata)
+        return response
 
     async def Ping(self, request: pb.PingRequest, context: Any) -> pb.PingResponse:
         await self._rows.ping()
@@ -278,7 +282,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
         options: vector_pb2.VectorOptions,
         *,
         batch: bool,
-    ) -> vectors.Vectors:
+    ) -> vectors.Found:
         if not entries:
             raise errors.InvalidArgument("No primary key is given.", reason="NO_PRIMARY_KEY_GIVEN")
         self._require_few(len(entries))
@@ -294,7 +298,6 @@ class ServingService(pb_grpc.ServingServiceServicer):
             passed,
             validate=options.validate_passed_features,
             lenient=batch,
-            with_statuses=options.include_detailed_status,
         )
 
     def _require_few(self, count: int) -> None:
@@ -395,27 +398,12 @@ def _parsed(
     return entries, [each and {name: bytes(value) for name, value in each.items()} for each in passed]
 
 
-def _vector_statuses(found: vectors.Vectors) -> list[vector_pb2.VectorStatus.ValueType]:
-    return [
-        ERROR if fragments is None else COMPLETE if complete else MISSING
-        for fragments, complete in zip(found.fragments, found.complete, strict=True)
-    ]
-
-
-def _group_statuses(plan: Plan, found: vectors.Vectors) -> list[list[vector_pb2.GroupStatus]]:
-    """Those of each vector, if they were asked for."""
+def _group_statuses(found: vectors.Found) -> list[list[vector_pb2.GroupStatus]]:
+    """Those of each vector."""
     return [
         [
             vector_pb2.GroupStatus(feature_group_id=read.group.id, http_status=status)
-            for read, status in zip(plan.reads, statuses, strict=True)
+            for read, status in zip(found.plan.reads, statuses, strict=True)
         ]
-        for statuses in found.statuses
+        for statuses in found.read_statuses()
     ]
-
-
-def _add_vectors(response: pb.GetFeatureVectorsResponse, plan: Plan, found: vectors.Vectors) -> None:
-    groups = _group_statuses(plan, found) or [[]] * len(found.fragments)
-    for each, status, statuses in zip(found.fragments, _vector_statuses(found), groups, strict=True):
-        message = response.vectors.add(status=status, groups=statuses)
-        if each is not None:
-            _add_values(message, plan.writers, each)

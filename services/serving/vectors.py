@@ -1,4 +1,4 @@
-"""Feature vectors of a plan: entries in, fragments out. One round trip to Redis, whatever the number of entries."""
+"""Feature vectors of a plan: entries in, fragments or text out. One round trip to Redis for any number of entries."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from chassis import errors, tracing
 from chassis.datatypes import DataType
 from chassis.telemetry import Histogram
+from protos.gen.triglot.serving.v1 import vector_pb2
 from services.serving import keys
 from services.serving.fragments import NULL
-from services.serving.plans import Plan, Read
+from services.serving.plans import KeyValue, Plan, Read, RowEnd
 from services.serving.rows import LOST, SEPARATOR, PartlyUnavailable, Rows
 
 # Names and JSON texts of values: bytes, or msgspec.Raw, which becomes bytes when it is looked at.
@@ -26,17 +27,13 @@ _stage_seconds = Histogram(
 _plan_stage, _redis_stage, _assemble_stage = map(_stage_seconds.series, ("plan", "redis", "assemble"))
 
 FOUND, KEY_WRONG, NO_ROW, NOT_READ = 200, 400, 404, 500
+COMPLETE = vector_pb2.VECTOR_STATUS_COMPLETE
+MISSING = vector_pb2.VECTOR_STATUS_MISSING
+ERROR = vector_pb2.VECTOR_STATUS_ERROR
 
-
-class Vectors(NamedTuple):
-    """Vectors in the order of their entries. All three are of equal length."""
-
-    # The fragments of each; None if its entry was wrong, or one of its rows could not be read.
-    fragments: list[Sequence[bytes] | None]
-    # Whether each had all its rows.
-    complete: Sequence[bool]
-    # FOUND, KEY_WRONG, NO_ROW or NOT_READ for each read of each vector; empty if not asked for.
-    statuses: Sequence[Sequence[int]]
+# Not in JSON text, which escapes it.
+_BETWEEN = b"\0"
+_ALL_ELSE = bytes(set(range(256)) - {*SEPARATOR, *_BETWEEN})
 
 
 class Lookups(NamedTuple):
@@ -50,6 +47,59 @@ class Lookups(NamedTuple):
     failed: Collection[int]
 
 
+class Found(NamedTuple):
+    """What vectors are made of. Each list has an item for each entry, in their order."""
+
+    plan: Plan
+    # How many entries there are.
+    size: int
+    lookups: Lookups
+    # For each read of the plan, the rows; None where there is no key or no row.
+    rows: Sequence[Sequence[bytes | None]]
+    # Entries of which a row could not be read.
+    lost: Collection[int]
+    # Empty, or features to put in place of what was read.
+    passed: Sequence[Entry | None]
+
+    def fragments(self) -> list[Sequence[bytes] | None]:
+        """Those of each vector; None if its entry was wrong, or one of its rows could not be read."""
+        began = time.perf_counter()
+        fragments = _fragments(self.plan, self.rows, self.lookups, self.size)
+        for position in (*self.lookups.failed, *self.lost):
+            fragments[position] = None
+        _overlay(self.plan, fragments, self.passed)
+        _assemble_stage.observe(time.perf_counter() - began)
+        return fragments
+
+    def texts(self) -> list[bytes]:
+        """Each vector as JSON text: an array, or null where `fragments` has None."""
+        return [NULL if each is None else b"[%b]" % b",".join(each) for each in self.fragments()]
+
+    def joined(self) -> bytes:
+        """All of `texts`, separated by commas. Made at once where whole ends of rows can be taken."""
+        began = time.perf_counter()
+        usual = self.plan.pieces and not (self.passed or self.lost or self.lookups.failed)
+        joined = _joined(self.plan.pieces, self.rows, self.lookups.echo) if usual else None
+        if joined is None:
+            return b",".join(self.texts())
+        _assemble_stage.observe(time.perf_counter() - began)
+        return joined
+
+    def statuses(self) -> list[vector_pb2.VectorStatus.ValueType]:
+        """COMPLETE: it has all its rows. ERROR: it is none, as `fragments` has it."""
+        statuses = [COMPLETE] * self.size
+        if any(None in column for column in self.rows):
+            statuses = [MISSING if None in rows else COMPLETE for rows in zip(*self.rows, strict=True)]
+        for position in (*self.lookups.failed, *self.lost):
+            statuses[position] = ERROR
+        return statuses
+
+    def read_statuses(self) -> Sequence[Sequence[int]]:
+        """FOUND, KEY_WRONG, NO_ROW or NOT_READ for each read of each vector."""
+        columns = [_column_statuses(*pair) for pair in zip(self.rows, self.lookups.keys, strict=True)]
+        return list(zip(*columns, strict=True)) if columns else [()] * self.size
+
+
 async def read(
     plan: Plan,
     rows: Rows,
@@ -58,9 +108,8 @@ async def read(
     *,
     validate: bool,
     lenient: bool,
-    with_statuses: bool,
-) -> Vectors:
-    """The vectors of at least one entry. `passed` is empty, or has an item for each.
+) -> Found:
+    """What the vectors of at least one entry are made of. `passed` is empty, or has an item for each.
 
     A wrong entry raises InvalidArgument, and a row that cannot be read Unavailable; with `lenient` either fails its own
     vector only, unless no vector is left. A null anywhere raises.
@@ -77,20 +126,9 @@ async def read(
         found, lost = await _read_rows(rows, lookups.keys, lenient=lenient)
     finally:
         tracing.end(span, {"db.system.name": "redis", "keys": len(plan.reads) * len(entries)})
-    arrived = time.perf_counter()
-    fragments = _fragments(plan, found, lookups, len(entries))
-    for position in (*lookups.failed, *lost):
-        fragments[position] = None
-    _overlay(plan, fragments, passed)
-    made = Vectors(
-        fragments,
-        _complete(found, len(entries)),
-        _statuses(found, lookups, len(entries)) if with_statuses else (),
-    )
     _plan_stage.observe(planned - began)
-    _redis_stage.observe(arrived - planned)
-    _assemble_stage.observe(time.perf_counter() - arrived)
-    return made
+    _redis_stage.observe(time.perf_counter() - planned)
+    return Found(plan, len(entries), lookups, found, lost, passed)
 
 
 def require_readable(plan: Plan) -> None:
@@ -243,15 +281,35 @@ def _split(read: Read, column: Sequence[bytes | None]) -> list[list[bytes]]:
     return split
 
 
-def _complete(found: Sequence[Sequence[bytes | None]], entries: int) -> Sequence[bool]:
-    if not any(None in column for column in found):
-        return [True] * entries
-    return [None not in rows for rows in zip(*found, strict=True)]
+def _joined(
+    pieces: Sequence[RowEnd | KeyValue], rows: Sequence[Sequence[bytes | None]], echo: Sequence[Sequence[bytes]]
+) -> bytes | None:
+    """Whole vectors as JSON text, separated by commas; None if a row is not as wide as the plan has it."""
+    columns: list[Sequence[bytes]] = []
+    for piece in pieces:
+        if isinstance(piece, KeyValue):
+            columns.append(echo[piece.position])
+            continue
+        ends = _ends(piece, rows[piece.read])
+        if ends is None:
+            return None
+        if len(pieces) == 1:
+            return b"[%b]" % ends.replace(_BETWEEN, b"],[")
+        columns.append(ends.split(_BETWEEN))
+    return b"[%b]" % b"],[".join(map(b",".join, zip(*columns, strict=True)))
 
 
-def _statuses(found: Sequence[Sequence[bytes | None]], lookups: Lookups, entries: int) -> Sequence[Sequence[int]]:
-    columns = [_column_statuses(*pair) for pair in zip(found, lookups.keys, strict=True)]
-    return list(zip(*columns, strict=True)) if columns else [()] * entries
+def _ends(piece: RowEnd, rows: Sequence[bytes | None]) -> bytes | None:
+    """The fragments of all rows, separated by commas, with `_BETWEEN` between rows."""
+    absent, skipped = piece.absent, piece.skipped
+    try:
+        ends = _BETWEEN.join([absent if row is None else row.split(SEPARATOR, skipped)[skipped] for row in rows])
+    except IndexError:
+        return None
+    # What is left when all else is taken away is known if each row is as wide as it should be.
+    if ends.translate(None, _ALL_ELSE) != _BETWEEN.join([SEPARATOR * (piece.width - 1)] * len(rows)):
+        return None
+    return ends.replace(SEPARATOR, b",")
 
 
 def _column_statuses(rows: Sequence[bytes | None], row_keys: Sequence[bytes | None]) -> list[int]:

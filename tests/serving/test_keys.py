@@ -31,7 +31,7 @@ SPELLINGS: list[tuple[str, Any, list[str], list[str]]] = [
     ("bigint", -(2**63), ["-9223372036854775808", '"-9223372036854775808"'], ["-9223372036854775809"]),
     ("bigint", 0, ["0", "-0", '"0"', '"-0"', '"00"'], ['"-"', '""']),
     ("tinyint", 100, ["100", '"100"'], ["128", "-129", "1000"]),
-    ("string", "36", ["36", '"36"', '"\\u00336"'], ["true", "{}", "[]"]),
+    ("string", "36", ["36", '"36"', '"\\u00336"'], ["true", "{}", "[]", '["36"]', '{"a":1}']),
     ("string", "a|b\\c\n\"é😀", ['"a|b\\\\c\\n\\"é😀"', '"a|b\\\\c\\n\\"\\u00e9\\ud83d\\ude00"'], []),
     ("string", "", ['""'], []),
     ("varchar(5)", "abc", ['"abc"'], []),
@@ -105,6 +105,22 @@ def test_two_keys_never_meet(one: tuple[str, str], other: tuple[str, str]) -> No
     string = datatypes.parse("string")
     joined = [keys.join([part.encode() for part in key], [string, string]) for key in (one, other)]
     assert (joined[0] == joined[1]) == (one == other)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_many_are_what_each_is(data: st.DataObject) -> None:
+    hive = data.draw(st.sampled_from([hive for hive, *_ in SPELLINGS]))
+    texts = [text for _, _, found, refused in SPELLINGS for text in (*found, *refused)]
+    raws = [text.encode() for text in data.draw(st.lists(st.sampled_from(texts), min_size=1, max_size=3))]
+    type_ = datatypes.parse(hive)
+    try:
+        expected = [keys.canonical(type_)(raw) for raw in raws]
+    except keys.WrongType:
+        with pytest.raises(keys.WrongType):
+            keys.canonical_many(type_)(raws)
+    else:
+        assert keys.canonical_many(type_)(raws) == expected
 
 
 async def test_composite_keys(serving: Client, http: httpx2.AsyncClient) -> None:

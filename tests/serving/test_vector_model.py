@@ -46,9 +46,9 @@ SENT_KEYS: dict[str, list[Any]] = {
     "bigint": [1, 2, 2**53 + 1, 2**53, "1", "2", 99],
     "int": [1, 2, -3, "-3", "1", 99],
     "string": ["1", 1, 2, "a|b\\", "", "a|b"],
-    "date": [*DATES, DATES[0]],
+    "date": [*DATES, DATES[0], 1642982400000],
 }
-WRONG_KEYS = ["x", 1.5, True, [1], {"id": 1}, 2**63, "2022-13-01"]
+WRONG_KEYS = ["x", 1.5, True, [1], ["1"], {"id": 1}, 2**63, "2022-13-01"]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "bigint": st.integers(-(2**63), 2**63 - 1),
     "double": st.floats(allow_nan=False, allow_infinity=False),
@@ -92,6 +92,10 @@ def views(draw: st.DrawFn) -> tuple[list[Group], list[Join], list[Feature]]:
         joins.append(Join(table, draw(st.sampled_from(["", "r_", "r_", "s_"])), on))
     places = [(index, name) for index, join in enumerate(joins) for name in join.group.columns]
     chosen = draw(st.lists(st.sampled_from(places), min_size=1, max_size=8, unique=True))
+    if draw(st.booleans()):
+        # As they are in their rows, from some column on: what most views take.
+        firsts = [draw(st.integers(0, len(join.group.columns) - 1)) for join in joins]
+        chosen = [(index, name) for index, join in enumerate(joins) for name in [*join.group.columns][firsts[index] :]]
     return tables, joins, [Feature(index, name, draw(st.sampled_from(MARKS))) for index, name in chosen]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 NUMBERS = ("int", "bigint", "double")
 RANGES = {"int": 2**31, "bigint": 2**63}
 OTHER = ("array<bigint>",)
+_EPOCH = datetime.date(1970, 1, 1)
+_DAY_MILLISECONDS = 86_400_000
 
 
 @dataclass
@@ -118,7 +120,8 @@ class View:
 
     def metadata(self, options: Mapping[str, bool | None]) -> list[dict[str, Any]] | None:
         names, types = options.get("featureName"), options.get("featureType")
-        if not (names or types):
+        # A view of labels alone has nothing to tell of.
+        if not (names or types) or not self.served:
             return None
         return [
             {"featureName": self.name(each) if names else None, "featureType": self.type(each) if types else None}
@@ -206,6 +209,11 @@ def canonical(type_: str, value: Any) -> Any:
     elif type_ == "date":
         if isinstance(value, str) and value in DATES:
             return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            try:
+                return (_EPOCH + datetime.timedelta(days=value // _DAY_MILLISECONDS)).isoformat()
+            except OverflowError:
+                raise Refused(415, 10) from None
     elif isinstance(value, str | int) and not isinstance(value, bool):
         try:
             number = int(value)

@@ -1213,6 +1213,7 @@ class RenderFeatureVectorsRequest(_message.Message):
     PASSED_FEATURES_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    JOIN_VECTORS_FIELD_NUMBER: _builtins.int
     feature_store: _builtins.str
     """Feature store of the view. Case and a final `_featurestore` do not matter."""
     feature_view: _builtins.str
@@ -1225,6 +1226,8 @@ class RenderFeatureVectorsRequest(_message.Message):
     """JSON text of the same form, or empty. In a batch an item may be null."""
     batch: _builtins.bool
     """Whether entries and passed features are arrays. A wrong entry fails the call, or in a batch its own vector only."""
+    join_vectors: _builtins.bool
+    """Answer all vectors in `joined`, one text, not one by one in `vectors`."""
     @_builtins.property
     def options(self) -> _vector_pb2.VectorOptions:
         """What else to answer."""
@@ -1239,10 +1242,11 @@ class RenderFeatureVectorsRequest(_message.Message):
         passed_features: _builtins.bytes = ...,
         batch: _builtins.bool = ...,
         options: _vector_pb2.VectorOptions | None = ...,
+        join_vectors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "entries", b"entries", "feature_store", b"feature_store", "feature_view", b"feature_view", "options", b"options", "passed_features", b"passed_features", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "entries", b"entries", "feature_store", b"feature_store", "feature_view", b"feature_view", "join_vectors", b"join_vectors", "options", b"options", "passed_features", b"passed_features", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1258,6 +1262,9 @@ class RenderFeatureVectorsResponse(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    joined: _builtins.bytes
+    """If asked for, JSON text of all vectors, separated by commas; `vectors` is empty then."""
     @_builtins.property
     def vectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """JSON text of each vector: an array, or `null` if its status is ERROR. In the order of the entries."""
@@ -1281,10 +1288,11 @@ class RenderFeatureVectorsResponse(_message.Message):
         statuses: _abc.Iterable[_vector_pb2.VectorStatus.ValueType] | None = ...,
         details: _abc.Iterable[_vector_pb2.GroupStatuses] | None = ...,
         metadata: _abc.Iterable[_vector_pb2.FeatureMetadata] | None = ...,
+        joined: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "metadata", b"metadata", "statuses", b"statuses", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "joined", b"joined", "metadata", b"metadata", "statuses", b"statuses", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
