@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from operator import itemgetter
 from random import getrandbits
 from typing import Any
 
@@ -25,6 +26,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 # The bits that mark a random UUID.
 _NOT_VERSION = ~(0xF000_C000 << 48)
 _VERSION_4 = 0x4000_8000 << 48
+# Its digits, as they are written.
+_groups = itemgetter(slice(8), slice(8, 12), slice(12, 16), slice(16, 20), slice(20, None))
 
 
 @dataclass(slots=True)
@@ -85,8 +88,7 @@ def principal() -> Principal:
 
 def new_request_id() -> str:
     """A fresh request id: an upper-case UUID, the form that PAI clients know."""
-    digits = f"{getrandbits(128) & _NOT_VERSION | _VERSION_4:032X}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return "-".join(_groups(f"{getrandbits(128) & _NOT_VERSION | _VERSION_4:032X}"))
 
 
 def bearer(api_key: str) -> tuple[tuple[str, str], ...]:

@@ -26,10 +26,12 @@ class within:  # noqa: N801 - read as a statement: `with deadlines.within(second
         task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a deadline is a task's")
-        self._task, self._cancelling, self._expired = task, task.cancelling(), False
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._expired = False
         watch = _watches.get(loop) or _new_watch(loop)
-        self._open = watch.open
-        self._open[self] = loop.time() + self._seconds
+        opened = self._open = watch.open
+        opened[self] = loop.time() + self._seconds
         if not watch.ticking:
             watch.tick()
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import grpc
-from grpc.aio import AioRpcError, Metadata
+from grpc.aio import AioRpcError
 
 from chassis import deadlines, errors
 from chassis.rpc import Endpoint, Service
@@ -80,34 +80,8 @@ class _Method:
 
     def __call__(
         self, request: Any, *, timeout: float | None = None, metadata: _Metadata = None, **_: Any
-    ) -> _UnaryCall:
-        return _UnaryCall(_unary(self._endpoint, self._path, request, timeout, metadata))
-
-
-class _UnaryCall:
-    """Awaitable once, like a real call; after that it knows its status."""
-
-    __slots__ = ("_answer", "_error")
-
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-        self._error: AioRpcError | None = None
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        try:
-            return (yield from self._answer.__await__())
-        except AioRpcError as error:
-            self._error = error
-            raise
-
-    async def code(self) -> grpc.StatusCode:
-        return self._error.code() if self._error else grpc.StatusCode.OK
-
-    async def details(self) -> str:
-        return (self._error.details() or "") if self._error else ""
-
-    async def trailing_metadata(self) -> Metadata:
-        return self._error.trailing_metadata() if self._error else Metadata()
+    ) -> Coroutine[Any, Any, Any]:
+        return _unary(self._endpoint, self._path, request, timeout, metadata)
 
 
 class _StreamMethod:

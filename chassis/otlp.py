@@ -86,8 +86,8 @@ class _Span:
         self._span = span
         self._token = context.attach(trace.set_span_in_context(span))
 
-    def end(self, attributes: Mapping[str, str | int], fault: str) -> None:
-        """See tracing.end."""
+    def end(self, attributes: Mapping[str, str | int], fault: str = "") -> None:
+        """It is over. `fault` says what went wrong, without any data of the caller's."""
         context.detach(self._token)
         self._span.set_attributes(dict(attributes))
         if fault:

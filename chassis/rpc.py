@@ -83,13 +83,8 @@ class Endpoint:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         call = _call(metadata, deadline, request)
-        overload, ahead = self._overload, 0
-        if overload is not None:
-            try:
-                ahead = overload.enter()
-            except errors.Unavailable as error:
-                rpc_seconds.series(self.path, error.code.name).observe(0.0)
-                raise
+        overload = self._overload
+        ahead = 0 if overload is None else self._enter(overload)
         self._in_flight += 1
         span = tracing.begin(self.path, metadata)
         token = calls.enter(call)
@@ -120,14 +115,22 @@ class Endpoint:
             raise errors.Internal(f"Internal error, request id {call.request_id}") from error
         finally:
             calls.leave(token)
-            fault = "" if code in _TIMED else code.name
-            tracing.end(span, {"rpc.grpc.status": code.name, "request_id": call.request_id}, fault)
+            if span is not None:
+                fault = "" if code in _TIMED else code.name
+                span.end({"rpc.grpc.status": code.name, "request_id": call.request_id}, fault)
             self._in_flight -= 1
             series = self._succeeded if code is grpc.StatusCode.OK else rpc_seconds.series(self.path, code.name)
             seconds = time.perf_counter() - started
             series.observe(seconds)
             if overload is not None:
                 overload.leave(ahead, seconds, counts=code in _TIMED)
+
+    def _enter(self, overload: Overload) -> int:
+        try:
+            return overload.enter()
+        except errors.Unavailable as error:
+            rpc_seconds.series(self.path, error.code.name).observe(0.0)
+            raise
 
 
 def no_message() -> errors.InvalidArgument:

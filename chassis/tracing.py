@@ -30,17 +30,11 @@ _tracing: Any = _Off()
 
 
 def begin(name: str, parent: Mapping[str, Any] | None = None) -> Any:
-    """Begin a span, for `end`. It is the current one until then; None: nothing is traced.
+    """Begin a span. It is the current one until its `end` is called, in the same task; None: nothing is traced.
 
     With `parent`, headers or metadata of lower-case names, it is what the process does for whoever sent them.
     """
     return _tracing.begin(name, parent)
-
-
-def end(span: Any, attributes: Mapping[str, str | int], fault: str = "") -> None:
-    """End a span that was begun in this task. `fault` says what went wrong, without any data of the caller's."""
-    if span is not None:
-        span.end(attributes, fault)
 
 
 def parent() -> tuple[tuple[str, str], ...]:

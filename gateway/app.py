@@ -48,8 +48,9 @@ class RowEndpoint:
         try:
             status = await self._serve(scope, exchange, receive, send)
         finally:
-            fault = str(status) if status >= 500 else "" if status else "the client went away"
-            tracing.end(span, {"http.response.status_code": status, "request_id": exchange.request_id}, fault)
+            if span is not None:
+                fault = str(status) if status >= 500 else "" if status else "the client went away"
+                span.end({"http.response.status_code": status, "request_id": exchange.request_id}, fault)
 
     async def _serve(self, scope: Scope, exchange: Exchange, receive: Receive, send: Send) -> int:
         """Answer; with which status. 0: there is nobody left to answer."""
@@ -170,25 +171,32 @@ def _request_id(shown: str) -> str:
 async def _body(receive: Receive, exchange: Exchange, limit: int) -> bytes:
     """The whole body. Raises InvalidArgument, reason BODY_TOO_LARGE, as soon as it is known to be too large."""
     length = exchange.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
     size, parts = 0, []
     while True:
-        if size > limit or (length.isdigit() and int(length) > limit):
-            raise errors.InvalidArgument(
-                f"Request too large: at most {limit} bytes are taken", reason="BODY_TOO_LARGE", limit_bytes=limit
-            )
         event = await receive()
         if event["type"] == "http.disconnect":
             raise Disconnected
-        parts.append(event.get("body", b""))
-        size += len(parts[-1])
-        if not event.get("more_body", False) and size <= limit:
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        part = event.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        if not event.get("more_body", False):
+            return part if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> errors.InvalidArgument:
+    return errors.InvalidArgument(
+        f"Request too large: at most {limit} bytes are taken", reason="BODY_TOO_LARGE", limit_bytes=limit
+    )
 
 
 async def _send(send: Send, answer: Answer, request_id: str, *, close: bool = False) -> None:
     headers = [(b"content-type", answer.media_type.encode()), (b"x-request-id", request_id.encode()), _NOT_KEPT]
     if answer.rest is None:
-        headers.append((b"content-length", str(len(answer.body)).encode()))
+        headers.append((b"content-length", b"%d" % len(answer.body)))
     if answer.headers:
         own = {name.encode(): value.encode() for name, value in answer.headers.items()}
         headers = [each for each in headers if each[0] not in own] + list(own.items())

@@ -8,6 +8,7 @@ no other protocol: whoever offers one is answered in this one, and that is the e
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -34,6 +35,8 @@ _MAX_WAITING = 64
 _IDLE_SECONDS = 75.0
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 _WITHOUT_BODY = (204, 304)
+# What a request may say in transfer-encoding.
+_UNDERSTOOD_CODINGS: tuple[list[bytes], ...] = ([], [b"chunked"])
 # Large bodies go out in parts of this size, so that it is seen whether they are taken.
 _SLICE_BYTES = 256 * 1024
 # How long, and how much, is still read from who may be sending when the last answer is given: a connection that is
@@ -72,7 +75,7 @@ class Site:
 
     def opening(self) -> bytes:
         """The headers that every answer has: the date, and those that were asked for."""
-        second = int(asyncio.get_running_loop().time())
+        second = int(time.time())
         if second != self._second:
             self._second = second
             self._opening = b"date: %b\r\n%b" % (formatdate(usegmt=True).encode(), self._always)
@@ -114,6 +117,8 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: list[Header] = []
         self._expects = False
+        self._hosts = 0
+        self._codings: list[bytes] = []
         self._arriving: _Exchange | None = None
         # The request that is answered, and those after it.
         self._answering: _Exchange | None = None
@@ -259,6 +264,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._target, self._headers, self._expects = b"", [], False
+        self._hosts, self._codings = 0, []
         self._in_head, self._head_bytes = True, 0
         self._since = self._loop.time()
 
@@ -272,8 +278,12 @@ class Connection(asyncio.Protocol):
             self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise ValueError("too many headers")
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects = True
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"transfer-encoding":
+            self._codings.append(value.lower())
+        elif name == b"expect":
+            self._expects = self._expects or value.lower() == b"100-continue"
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -293,9 +303,7 @@ class Connection(asyncio.Protocol):
         version, method = parser.get_http_version(), parser.get_method()
         if version not in ("1.0", "1.1") or method == b"CONNECT":
             raise ValueError("only requests of HTTP/1.1 and HTTP/1.0 are answered")
-        names = [name for name, _ in self._headers]
-        codings = [value for name, value in self._headers if name == b"transfer-encoding"]
-        if names.count(b"host") > 1 or any(coding.lower() != b"chunked" for coding in codings) or len(codings) > 1:
+        if self._hosts > 1 or self._codings not in _UNDERSTOOD_CODINGS:
             raise ValueError("one host, and no coding but chunks")
         scope = {
             "type": "http",

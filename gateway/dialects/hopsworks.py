@@ -146,11 +146,11 @@ def _message(exchange: Exchange, *, batch: bool, validates: bool) -> serving_ser
         raise exchange.malformed(str(error)) from None
     options, metadata = body.options or _NO_OPTIONS, body.metadata_options or _NO_METADATA
     entries, passed = bytes(body.entries), bytes(body.passed_features)
-    opening, kind = (b"[", "an array of objects") if batch else (b"{", "an object")
-    for name, value in (("entries", entries), ("passedFeatures", passed)):
-        absent = name == "passedFeatures" and value == b"null"
-        if not absent and not value.startswith(opening):
-            raise errors.InvalidArgument(f"`{name}` must be {kind}", reason="INVALID_FIELD", field=name)
+    opening = b"[" if batch else b"{"
+    if not entries.startswith(opening):
+        raise _wrong_form("entries", batch=batch)
+    if passed != b"null" and not passed.startswith(opening):
+        raise _wrong_form("passedFeatures", batch=batch)
     validate = options.validate_passed_features
     return serving_service_pb2.RenderFeatureVectorsRequest(
         feature_store=body.feature_store_name,
@@ -167,6 +167,11 @@ def _message(exchange: Exchange, *, batch: bool, validates: bool) -> serving_ser
             bool(metadata.feature_type),
         ),
     )
+
+
+def _wrong_form(name: str, *, batch: bool) -> errors.InvalidArgument:
+    kind = "an array of objects" if batch else "an object"
+    return errors.InvalidArgument(f"`{name}` must be {kind}", reason="INVALID_FIELD", field=name)
 
 
 @cache

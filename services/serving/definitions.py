@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from chassis import datatypes, errors
 from chassis.datatypes import DataType
@@ -20,6 +20,7 @@ _EVENT_TIME_KINDS = ("timestamp", "date", "tinyint", "smallint", "int", "bigint"
 _KEY_KINDS = frozenset(datatypes.SCALARS) - {"float", "double"}
 
 
+@lru_cache(4096)
 def store_name(text: str) -> str:
     """A feature store's name as it is kept: lower case, without Hopsworks' suffix. Raises InvalidArgument."""
     return checked_name(text.lower().removesuffix("_featurestore"), "feature_store")

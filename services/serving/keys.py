@@ -53,6 +53,8 @@ def canonical_many(type_: DataType) -> Callable[[list[bytes]], list[bytes]]:
         fast_digits = _INTEGERS[type_.kind][0]
 
         def integers(raws: list[bytes]) -> list[bytes]:
+            if len(raws) == 1:
+                return [one(raws[0])]
             plain = b"".join(raws).isdigit() and max(map(len, raws)) <= fast_digits
             # A number that begins with 0 is looked at closely.
             return raws if plain and b",0" not in b"," + b",".join(raws) else [one(raw) for raw in raws]

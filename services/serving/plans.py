@@ -54,9 +54,9 @@ class RowEnd:
 
     read: int
     skipped: int
-    # How many fragments there are, and what stands for them if there is no row.
-    width: int
+    # What stands for them if there is no row, and what is between them.
     absent: bytes
+    separators: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ def _pieces(sources: Sequence[int], reads: Sequence[Read]) -> tuple[RowEnd | Key
         if left[:width] != list(range(left[0], starts[index + 1])):
             return ()
         absent = SEPARATOR.join([fragments.NULL] * width)
-        pieces.append(RowEnd(index, reads[index].width - width, width, absent))
+        pieces.append(RowEnd(index, reads[index].width - width, absent, SEPARATOR * (width - 1)))
         del left[:width]
     return tuple(pieces)
 

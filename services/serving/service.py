@@ -252,11 +252,11 @@ class ServingService(pb_grpc.ServingServiceServicer):
         entries, passed = _parsed(request)
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=request.batch)
-        response = pb.RenderFeatureVectorsResponse(statuses=found.statuses())
+        statuses = found.statuses()
         if request.join_vectors:
-            response.joined = found.joined()
+            response = pb.RenderFeatureVectorsResponse(statuses=statuses, joined=found.joined())
         else:
-            response.vectors.extend(found.texts())
+            response = pb.RenderFeatureVectorsResponse(statuses=statuses, vectors=found.texts())
         if options.include_detailed_status:
             response.details.extend(vector_pb2.GroupStatuses(groups=groups) for groups in _group_statuses(found))
         if metadata := plan.metadata[options.include_names, options.include_types]:

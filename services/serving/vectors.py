@@ -88,7 +88,7 @@ class Found(NamedTuple):
     def statuses(self) -> list[vector_pb2.VectorStatus.ValueType]:
         """COMPLETE: it has all its rows. ERROR: it is none, as `fragments` has it."""
         statuses = [COMPLETE] * self.size
-        if any(None in column for column in self.rows):
+        if None in chain.from_iterable(self.rows):
             statuses = [MISSING if None in rows else COMPLETE for rows in zip(*self.rows, strict=True)]
         for position in (*self.lookups.failed, *self.lost):
             statuses[position] = ERROR
@@ -116,7 +116,8 @@ async def read(
     """
     began = time.perf_counter()
     require_readable(plan)
-    _refuse_null_features(passed)
+    if passed:
+        _refuse_null_features(passed)
     lookups = (None if passed and validate else _usual(plan, entries)) or _unusual(
         plan, entries, passed if validate else (), lenient=lenient
     )
@@ -125,7 +126,8 @@ async def read(
     try:
         found, lost = await _read_rows(rows, lookups.keys, lenient=lenient)
     finally:
-        tracing.end(span, {"db.system.name": "redis", "keys": len(plan.reads) * len(entries)})
+        if span is not None:
+            span.end({"db.system.name": "redis", "keys": len(plan.reads) * len(entries)})
     _plan_stage.observe(planned - began)
     _redis_stage.observe(time.perf_counter() - planned)
     return Found(plan, len(entries), lookups, found, lost, passed)
@@ -148,10 +150,8 @@ def _usual(plan: Plan, entries: Sequence[Entry]) -> Lookups | None:
         columns = {name: [bytes(entry[name]) for entry in entries] for name in usual}
         if not usual or sum(map(len, entries)) != len(usual) * len(entries):
             return None
-        if any(NULL in column for column in columns.values()):
-            return None
         row_keys = [_usual_keys(each, columns) for each in plan.reads]
-    except (KeyError, keys.WrongType):
+    except (KeyError, keys.WrongType):  # null is of no type
         return None
     return Lookups(row_keys, [columns[part.names[0]] for each in plan.reads for part in each.parts], ())
 
@@ -250,6 +250,8 @@ async def _read_rows(
 def _columns(
     answers: Sequence[bytes | None], wanted: Sequence[bytes], row_keys: Sequence[Sequence[bytes | None]]
 ) -> list[Sequence[bytes | None]]:
+    if len(row_keys) == 1 and len(wanted) == len(row_keys[0]):
+        return [answers]
     found = iter(answers)
     if len(wanted) == sum(map(len, row_keys)):
         return [list(islice(found, len(column))) for column in row_keys]
@@ -307,7 +309,7 @@ def _ends(piece: RowEnd, rows: Sequence[bytes | None]) -> bytes | None:
     except IndexError:
         return None
     # What is left when all else is taken away is known if each row is as wide as it should be.
-    if ends.translate(None, _ALL_ELSE) != _BETWEEN.join([SEPARATOR * (piece.width - 1)] * len(rows)):
+    if ends.translate(None, _ALL_ELSE) != _BETWEEN.join([piece.separators] * len(rows)):
         return None
     return ends.replace(SEPARATOR, b",")
 

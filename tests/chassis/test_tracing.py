@@ -124,15 +124,14 @@ async def test_nothing_is_traced_unless_asked_for(settings: Settings) -> None:
     with tracing.tracing(settings):
         assert tracing.begin("x") is None
         assert tracing.parent() == ()
-        tracing.end(None, {})
 
 
 async def test_a_share_of_none_is_overruled_by_who_calls(settings: Settings) -> None:
     with collecting() as collector:
         given = {"traces_url": collector.url, "traces_share": 0.0}
         with tracing.tracing(settings.model_copy(update=given)):
-            tracing.end(tracing.begin("not chosen", {}), {})
-            tracing.end(tracing.begin("chosen", {"traceparent": f"00-{TRACE}-{PARENT}-01"}), {}, "wrong")
+            tracing.begin("not chosen", {}).end({})
+            tracing.begin("chosen", {"traceparent": f"00-{TRACE}-{PARENT}-01"}).end({}, "wrong")
     [span] = collector.spans()
     assert (span.name, span.status.message) == ("chosen", "wrong")
 
@@ -147,7 +146,7 @@ async def test_the_environment_names_the_process(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with collecting() as collector, tracing.tracing(settings.model_copy(update={"traces_url": collector.url})):
-        tracing.end(tracing.begin("x"), {})
+        tracing.begin("x").end({})
     [request] = collector.requests
     about = attributes(request.resource_spans[0].resource)  # type: ignore[attr-defined]
     assert about["service.name"] == service
@@ -159,7 +158,7 @@ async def test_a_collector_that_is_away_stops_nothing(settings: Settings, monkey
     with collecting() as collector:
         url = collector.url
     with tracing.tracing(settings.model_copy(update={"traces_url": url})):
-        tracing.end(tracing.begin("x"), {})
+        tracing.begin("x").end({})
 
 
 def test_the_url_is_one() -> None:
