@@ -35,6 +35,7 @@ _MAX_WAITING = 64
 _IDLE_SECONDS = 75.0
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 _WITHOUT_BODY = (204, 304)
+_FRAMING = frozenset({b"host", b"transfer-encoding", b"expect"})
 # What a request may say in transfer-encoding.
 _UNDERSTOOD_CODINGS: tuple[list[bytes], ...] = ([], [b"chunked"])
 # Large bodies go out in parts of this size, so that it is seen whether they are taken.
@@ -278,13 +279,18 @@ class Connection(asyncio.Protocol):
             self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise ValueError("too many headers")
         name = name.lower()
+        if name in _FRAMING:
+            self._framed(name, value.lower())
+        self._headers.append((name, value))
+
+    def _framed(self, name: bytes, value: bytes) -> None:
+        """One of the headers that say how a request is to be read."""
         if name == b"host":
             self._hosts += 1
         elif name == b"transfer-encoding":
-            self._codings.append(value.lower())
-        elif name == b"expect":
-            self._expects = self._expects or value.lower() == b"100-continue"
-        self._headers.append((name, value))
+            self._codings.append(value)
+        elif value == b"100-continue":
+            self._expects = True
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -534,45 +540,44 @@ class _Exchange:
         elif self._chunked:
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
         if head or body:
-            await self._write(head + body)
+            data, connection = head + body, self._connection
+            connection.transport.write(data[:_SLICE_BYTES])
+            if len(data) > _SLICE_BYTES or connection.drained is not None:
+                await self._write_rest(data)
         if not more:
             self._done = True
             self._wake()
             if not self._gone:
                 self._connection.answered(keeps=self.keeps)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write_rest(self, data: bytes) -> None:
+        """What comes after the first slice, each slice once those before it are taken. Ends when the last one is."""
         connection = self._connection
-        for start in range(0, len(data), _SLICE_BYTES):
-            connection.transport.write(data[start : start + _SLICE_BYTES] if len(data) > _SLICE_BYTES else data)
+        for start in range(_SLICE_BYTES, len(data) + _SLICE_BYTES, _SLICE_BYTES):
             if (drained := connection.drained) is not None:
                 await asyncio.shield(drained)
                 if self._gone:
                     raise ConnectionResetError("the other side has gone")
+            if start < len(data):
+                connection.transport.write(data[start : start + _SLICE_BYTES])
 
     def _head_of(self, status: int, headers: Sequence[Header]) -> bytes:
         """The head, with the empty line after it. Says how the body ends, and how the connection goes on."""
+        named = dict(headers)
+        closes = named.get(b"connection") == b"close"
         # Who was not told to send the body may send it, or not.
-        if self._site.leaving or (self._expects and self._more):
+        if closes or self._site.leaving or (self._expects and self._more):
             self.keeps = False
-        length: int | None = None
-        told = []
-        for name, value in headers:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"connection" and value == b"close":
-                self.keeps = False
-                continue
-            told.append(b"%b: %b\r\n" % (name, value))
-        block = b"".join(told)
-        if not block.count(b"\r") == block.count(b"\n") == len(told):
+        block = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if not block.count(b"\r") == block.count(b"\n") == len(headers):
             raise RuntimeError("a header is one line")
-        self._left = length
+        length = named.get(b"content-length")
+        self._left = None if length is None else int(length)
         self._bodiless = self._scope["method"] == "HEAD" or status in _WITHOUT_BODY
         # HTTP/1.0 knows the end of a body by that of the connection.
         if length is None and not self._bodiless and self._scope["http_version"] != "1.0":
             self._chunked = True
             block += b"transfer-encoding: chunked\r\n"
-        if not self.keeps:
+        if not (self.keeps or closes):
             block += _CLOSE
         return b"%b%b%b\r\n" % (_STATUS_LINES[status], self._site.opening(), block)
