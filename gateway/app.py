@@ -15,7 +15,7 @@ from chassis import calls, deadlines, errors, tracing
 from chassis.limits import Addresses
 from chassis.telemetry import http_seconds
 from gateway.dialect import Dialect, Row
-from gateway.exchange import Answer, Exchange
+from gateway.exchange import WHOLE_BODY, Answer, Exchange
 from gateway.settings import GatewaySettings
 
 log = structlog.get_logger("gateway")
@@ -63,7 +63,8 @@ class RowEndpoint:
                 peer = scope["client"] or ("",)
                 caller = self._addresses.caller(peer[0], exchange.headers.get("x-forwarded-for", ""))
                 self._addresses.admit(caller)
-            exchange.body = await self._body(receive, exchange)
+            arrived = scope[WHOLE_BODY](self._max_body_bytes) if WHOLE_BODY in scope else None
+            exchange.body = await self._body(receive, exchange) if arrived is None else arrived
             close = False
             answer = await self._answer(exchange)
         except errors.TriglotError as error:

@@ -12,6 +12,9 @@ import orjson
 from chassis import errors
 
 JSON = "application/json"
+# Where the scope of our own server has a function that gives the body if it has arrived whole and is no larger than its
+# argument. It spares most requests a deadline and a wait. Other servers know of no such thing.
+WHOLE_BODY = "triglot.whole_body"
 
 
 @dataclass(slots=True)

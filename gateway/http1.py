@@ -21,6 +21,7 @@ import structlog
 from starlette.types import ASGIApp
 
 from chassis.limits import Addresses
+from gateway.exchange import WHOLE_BODY
 
 log = structlog.get_logger("gateway")
 
@@ -450,12 +451,15 @@ class _Exchange:
 
     async def run(self) -> None:
         """Have the application answer."""
+        self._scope[WHOLE_BODY] = self.whole_body
         try:
             await self._site.app(self._scope, self.receive, self.send)
         except Exception as error:
             if not (self._gone and isinstance(error, ConnectionResetError)):
                 log.exception("failed", method=self._scope["method"], path=self._scope["path"])
         finally:
+            # What holds itself is left to the garbage collector.
+            del self._scope[WHOLE_BODY]
             self._site.exchanges.discard(self)
             if not (self._done or self._gone):
                 if self.started:
@@ -498,6 +502,17 @@ class _Exchange:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def whole_body(self, limit: int) -> bytes | None:
+        """The body, if nothing of it was taken and all has arrived, as of most requests, and it is no larger than that.
+
+        None: it is to be had from `receive`.
+        """
+        if self._more or self._taken or self._size > limit:
+            return None
+        arrived, self._arrived, self._size = self._arrived, [], 0
+        self._taken = True
+        return arrived[0] if len(arrived) == 1 else b"".join(arrived)
 
     async def receive(self) -> dict[str, Any]:
         """ASGI: the next part of the body; after the last one, that the other side has gone, once it seems so."""

@@ -252,11 +252,12 @@ class ServingService(pb_grpc.ServingServiceServicer):
         entries, passed = _parsed(request)
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=request.batch)
-        statuses = found.statuses()
+        response = pb.RenderFeatureVectorsResponse()
+        response.statuses.extend(found.statuses())
         if request.join_vectors:
-            response = pb.RenderFeatureVectorsResponse(statuses=statuses, joined=found.joined())
+            response.joined = found.joined()
         else:
-            response = pb.RenderFeatureVectorsResponse(statuses=statuses, vectors=found.texts())
+            response.vectors.extend(found.texts())
         if options.include_detailed_status:
             response.details.extend(vector_pb2.GroupStatuses(groups=groups) for groups in _group_statuses(found))
         if metadata := plan.metadata[options.include_names, options.include_types]:

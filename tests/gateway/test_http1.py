@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from gateway import http1
+from gateway.exchange import WHOLE_BODY
 from gateway.server import HttpServer
 from gateway.settings import GatewaySettings
 from tests.patience import PATIENCE_SECONDS, until
@@ -218,6 +219,35 @@ async def test_there_is_a_most_of_requests_that_wait() -> None:
             await answered(client, b"POST /a ? %d" % number)
         with suppress(ConnectionResetError):
             assert await client.rest() == b""
+
+
+async def test_a_body_that_has_arrived_whole_can_be_had_at_once() -> None:
+    """As an extension of ASGI, of which `receive` knows: nothing is given twice, and nothing is lost."""
+    asked = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        whole = scope[WHOLE_BODY]
+        first = [whole(3), whole(4), whole(4)]
+        asked.set()
+        rest = await receive() if first == [None] * 3 else {}
+        while rest.get("more_body"):
+            rest = {**(more := await receive()), "body": rest["body"] + more["body"]}
+        said = repr((*first, rest.get("body"), whole(4))).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+        await send({"type": "http.response.body", "body": said})
+
+    async with serving(app) as server, talk(server) as client:
+        client.say(post(b"four"))
+        await answered(client, b"(None, b'four', None, None, None)")
+        client.say(post(b""))
+        await answered(client, b"(b'', None, None, None, None)")
+        client.say(post(b"larger"))
+        await answered(client, b"(None, None, None, b'larger', None)")
+        asked.clear()
+        client.say(post(b"part")[:-2])
+        await asyncio.wait_for(asked.wait(), PATIENCE_SECONDS)
+        client.say(b"rt")
+        await answered(client, b"(None, None, None, b'part', None)")
 
 
 async def test_what_follows_a_body_is_no_header() -> None:
