@@ -54,7 +54,9 @@ class RowEnd:
 
     read: int
     skipped: int
-    # What stands for them if there is no row, and what is between them.
+    # Takes them, still joined, from the parts of a row that is split that often.
+    end: Callable[[Sequence[bytes]], bytes]
+    # A row of nulls, and what is between the fragments.
     absent: bytes
     separators: bytes
 
@@ -204,8 +206,8 @@ def _pieces(sources: Sequence[int], reads: Sequence[Read]) -> tuple[RowEnd | Key
         width = starts[index + 1] - left[0]
         if left[:width] != list(range(left[0], starts[index + 1])):
             return ()
-        absent = SEPARATOR.join([fragments.NULL] * width)
-        pieces.append(RowEnd(index, reads[index].width - width, absent, SEPARATOR * (width - 1)))
+        absent, skipped = SEPARATOR.join(reads[index].absent), reads[index].width - width
+        pieces.append(RowEnd(index, skipped, itemgetter(skipped), absent, SEPARATOR * (width - 1)))
         del left[:width]
     return tuple(pieces)
 

@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import hiredis
@@ -79,6 +80,8 @@ return 1
 # By which Redis knows it.
 _NEWER_WINS_NAME = hashlib.sha1(_NEWER_WINS.encode(), usedforsecurity=False).hexdigest()
 _NULL = "null"
+# In Redis' protocol, what comes between a word and the next one, by the length of that; few keys are longer.
+_LENGTHS = [b"\r\n$%d\r\n" % length for length in range(1024)]
 
 
 class Batch(NamedTuple):
@@ -155,14 +158,10 @@ class Rows:
 
     async def _get_many(self, keys: list[bytes]) -> Sequence[bytes | None]:
         with translated():
-            found: list[bytes | None] = await self._ask((b"MGET", *keys))
+            answers = await exchange(self._client, _packed_read(keys), 1)
+            _raise_first(answers)
+            found: list[bytes | None] = answers[0]
             return found
-
-    async def _ask(self, command: tuple[bytes, ...]) -> Any:
-        """A single server's answer."""
-        answers = await exchange(self._client, hiredis.pack_command(command), 1)  # type: ignore[arg-type]
-        _raise_first(answers)
-        return answers[0]
 
     # Writing
 
@@ -426,7 +425,17 @@ def _list(texts: pa.StringArray) -> list[bytes]:
     return found
 
 
+def _packed_read(keys: Sequence[bytes]) -> bytes:
+    """The command that reads them. hiredis takes eight times as long for a hundred keys."""
+    try:
+        parts = chain.from_iterable(zip(map(_LENGTHS.__getitem__, map(len, keys)), keys, strict=True))
+        return b"*%d\r\n$4\r\nMGET%b\r\n" % (1 + len(keys), b"".join(parts))
+    except IndexError:
+        return bytes(hiredis.pack_command((b"MGET", *keys)))  # type: ignore[arg-type]
+
+
 _Waiting = tuple[list[bytes], asyncio.Future[Sequence[bytes | None]]]
+_keys_of = itemgetter(0)
 
 
 class _Coalescer:
@@ -497,7 +506,7 @@ class _Coalescer:
         wanted = [item for item in taken if not item[1].done()]
         if not wanted:
             return
-        keys = wanted[0][0] if len(wanted) == 1 else [key for part, _ in wanted for key in part]
+        keys = wanted[0][0] if len(wanted) == 1 else [*chain.from_iterable(map(_keys_of, wanted))]
         _sharing.observe(len(wanted))
         _keys_read.observe(len(keys))
         try:

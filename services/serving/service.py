@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import msgspec
-
 from chassis import calls, errors
 from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from protos.gen.triglot.serving.v1 import serving_service_pb2_grpc as pb_grpc
@@ -18,6 +16,7 @@ from services.serving.audited import Merges
 from services.serving.catalogue import MAX_USAGE_DAYS, Catalogue
 from services.serving.definition_cache import DefinitionCache
 from services.serving.definitions import MAX_JOINS, Group, View, store_name
+from services.serving.entries import Entry, parsed
 from services.serving.loads import Loads
 from services.serving.plans import Plan
 from services.serving.rows import SEPARATOR, Rows
@@ -25,10 +24,6 @@ from services.serving.statistics import Census, Usage
 
 _MAX_GROUPS = 1_000
 _USAGE_DAYS = 30
-
-_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
-_decode_optional_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw] | None]).decode
 
 
 class ServingService(pb_grpc.ServingServiceServicer):
@@ -249,7 +244,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
         self, request: pb.RenderFeatureVectorsRequest, context: Any
     ) -> pb.RenderFeatureVectorsResponse:
         plan = await self._plan(request.feature_store, request.feature_view, request.version)
-        entries, passed = _parsed(request)
+        entries, passed = parsed(request.entries, request.passed_features, plan.usual, batch=request.batch)
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=request.batch)
         response = pb.RenderFeatureVectorsResponse()
@@ -278,8 +273,8 @@ class ServingService(pb_grpc.ServingServiceServicer):
     async def _read(
         self,
         plan: Plan,
-        entries: Sequence[vectors.Entry],
-        passed: Sequence[vectors.Entry | None],
+        entries: Sequence[Entry],
+        passed: Sequence[Entry | None],
         options: vector_pb2.VectorOptions,
         *,
         batch: bool,
@@ -376,27 +371,6 @@ def _fragments_of(values: Any, reason: str) -> dict[str, bytes]:
         except ValueError as error:
             raise errors.InvalidArgument(f"{name}: {error}", reason=reason, name=name, type="") from None
     return found
-
-
-def _parsed(
-    request: pb.RenderFeatureVectorsRequest,
-) -> tuple[Sequence[vectors.Entry], Sequence[vectors.Entry | None]]:
-    """Entries and passed features whose values are JSON text as it was sent. Raises InvalidArgument."""
-    try:
-        # msgspec takes text for UTF-8 without looking, and what is spliced into an answer must be.
-        request.entries.decode()
-        request.passed_features.decode()
-        if request.batch:
-            entries = _decode_objects(request.entries)
-            passed = _decode_optional_objects(request.passed_features) if request.passed_features else []
-        else:
-            entries = [_decode_object(request.entries)]
-            passed = [_decode_object(request.passed_features)] if request.passed_features else []
-    except msgspec.ValidationError as error:
-        raise errors.InvalidArgument(str(error), field="entries") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.InvalidArgument(f"not JSON: {error}", reason="MALFORMED_BODY") from None
-    return entries, [each and {name: bytes(value) for name, value in each.items()} for each in passed]
 
 
 def _group_statuses(found: vectors.Found) -> list[list[vector_pb2.GroupStatus]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
 from chassis import errors, tracing
@@ -12,12 +12,10 @@ from chassis.datatypes import DataType
 from chassis.telemetry import Histogram
 from protos.gen.triglot.serving.v1 import vector_pb2
 from services.serving import keys
+from services.serving.entries import Column, Entry
 from services.serving.fragments import NULL
 from services.serving.plans import KeyValue, Plan, Read, RowEnd
 from services.serving.rows import LOST, SEPARATOR, PartlyUnavailable, Rows
-
-# Names and JSON texts of values: bytes, or msgspec.Raw, which becomes bytes when it is looked at.
-Entry = Mapping[str, Any]
 
 _stage_seconds = Histogram(
     "triglot_vectors_stage_seconds",
@@ -147,9 +145,12 @@ def _usual(plan: Plan, entries: Sequence[Entry]) -> Lookups | None:
     """The lookups of entries that all hold the usual names, only those, and good values; otherwise None."""
     usual = plan.usual
     try:
-        columns = {name: [bytes(entry[name]) for entry in entries] for name in usual}
-        if not usual or sum(map(len, entries)) != len(usual) * len(entries):
-            return None
+        if isinstance(entries, Column) and usual == (entries.name,):
+            columns = {entries.name: entries.values}
+        else:
+            columns = {name: [bytes(entry[name]) for entry in entries] for name in usual}
+            if not usual or sum(map(len, entries)) != len(usual) * len(entries):
+                return None
         row_keys = [_usual_keys(each, columns) for each in plan.reads]
     except (KeyError, keys.WrongType):  # null is of no type
         return None
@@ -235,7 +236,9 @@ async def _read_rows(
 
     And the entries of which a row could not be read, where it is LOST.
     """
-    wanted = [key for column in row_keys for key in column if key is not None]
+    wanted: list[Any] = [*chain.from_iterable(row_keys)]
+    if None in wanted:
+        wanted = [key for key in wanted if key is not None]
     try:
         answers = await rows.read(wanted)
     except PartlyUnavailable as error:
@@ -303,9 +306,9 @@ def _joined(
 
 def _ends(piece: RowEnd, rows: Sequence[bytes | None]) -> bytes | None:
     """The fragments of all rows, separated by commas, with `_BETWEEN` between rows."""
-    absent, skipped = piece.absent, piece.skipped
+    there: list[Any] = [piece.absent if row is None else row for row in rows] if None in rows else [*rows]
     try:
-        ends = _BETWEEN.join([absent if row is None else row.split(SEPARATOR, skipped)[skipped] for row in rows])
+        ends = _BETWEEN.join(map(piece.end, map(bytes.split, there, repeat(SEPARATOR), repeat(piece.skipped))))
     except IndexError:
         return None
     # What is left when all else is taken away is known if each row is as wide as it should be.

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import hiredis
 import pyarrow as pa
 import pytest
 import redis.asyncio
@@ -17,6 +18,7 @@ import chassis.redis
 from chassis import errors
 from chassis.redis import open_redis
 from chassis.settings import Settings
+from services.serving import rows as rows_module
 from services.serving.rows import MOST_CONNECTIONS, Batch, Rows
 from tests.conftest import Servers
 
@@ -108,3 +110,9 @@ async def test_rows_are_kept_byte_by_byte(servers: Servers) -> None:
             await client.flushdb()
         await rows.write(Batch(columns[0].slice(0, 0), [columns[1].slice(0, 0)]), 0)
         assert await client.dbsize() == 0
+
+
+@pytest.mark.parametrize("lengths", [[1], [0, 5, 1023], [3, 1024], [70_000, 2]])
+def test_reads_are_packed_as_the_driver_packs_them(lengths: list[int]) -> None:
+    keys = [b"k" * length for length in lengths]
+    assert rows_module._packed_read(keys) == hiredis.pack_command((b"MGET", *keys))  # type: ignore[arg-type]
