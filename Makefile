@@ -16,7 +16,8 @@ AUDITED ?= requirements-dev.lock requirements-files.lock
 
 .PHONY: help run test test-slow test-faults check install install-dev dropin-environments verify fix clean \
 	audit verify-lint verify-types verify-imports verify-protos verify-contracts verify-docs verify-locks \
-	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-loading bench-memory bench-publish
+	fix-lint fix-protos fix-docs fix-locks fix-schemas bench-registry bench-serving bench-instructions bench-loading \
+	bench-memory bench-publish
 
 help: ## Print this help
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -113,6 +114,9 @@ bench-registry: install .venv-feast-bench/.ready ## Triglot's registry beside Fe
 
 bench-serving: install .venv-feast-bench/.ready ## Feature vectors beside Feast's (ARGS="--rounds 10" and the like)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-instructions: install ## Instructions of a request for vectors, counted by valgrind (ARGS='--shapes "1 x 10"')
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 bench-memory: install .venv-feast-bench/.ready ## Bytes of Redis for a row, in Triglot's layout and in Feast's (ARGS="--rows 50000")
 	$(BIN)/python -m benchmarks.memory $(ARGS)

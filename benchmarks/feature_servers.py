@@ -401,7 +401,7 @@ def empty(folder: Path, name: str) -> Iterator[Empty | EmptyGrpc]:
         argv = [sys.executable, "-m", "benchmarks.empty", kind, str(port)]
         process = Process(argv, ROOT, processes.clean_environment(), folder / f"empty-{kind}.log")
         try:
-            process.wait_until(lambda: _listens(port), _START_SECONDS)
+            process.wait_until(lambda: listens(port), _START_SECONDS)
             address = f"127.0.0.1:{port}"
             if name == EMPTY:
                 yield Empty(name, f"http://{address}", "", [process], folder)
@@ -411,7 +411,8 @@ def empty(folder: Path, name: str) -> Iterator[Empty | EmptyGrpc]:
             process.stop()
 
 
-def _listens(port: int) -> bool | None:
+def listens(port: int) -> bool | None:
+    """True once somebody listens on a port of this machine, None until then."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return None

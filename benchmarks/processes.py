@@ -46,6 +46,11 @@ class Process:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the server itself."""
+        return self._popen.pid
+
     def wait_until(self, ready: Callable[[], _Result | None], seconds: float) -> _Result:
         """What `ready` gives once it is not None. Raises RuntimeError with the end of the log."""
         deadline = time.monotonic() + seconds

@@ -29,6 +29,7 @@ from benchmarks.feature_servers import (
     Figures,
     Hopsworks,
     Server,
+    Triglot,
 )
 from benchmarks.harness import Refused, figure, progress
 from benchmarks.processes import ROOT
@@ -292,8 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         remember(about, cells)
 
 
-def _start(closing: ExitStack, folder: Path, rows: int, names: Sequence[str]) -> list[Server]:
-    """The servers of those names, filled; they stop with `closing`."""
+def filled(closing: ExitStack, folder: Path, rows: int) -> Triglot:
+    """`triglot up` on a PostgreSQL and a Redis that hold the tables. All stop with `closing`."""
     store = EmbeddedRedis(folder)
     closing.callback(store.destroy)
     redis_url = store.start()
@@ -306,6 +307,13 @@ def _start(closing: ExitStack, folder: Path, rows: int, names: Sequence[str]) ->
     urls = {"TRIGLOT_POSTGRES_URL": postgres_url, "TRIGLOT_REDIS_URL": redis_url}
     ours = closing.enter_context(feature_servers.triglot(folder, **urls, TRIGLOT_SECRET_KEY=new_key()))
     feature_servers.fill(ours, rows)
+    return ours
+
+
+def _start(closing: ExitStack, folder: Path, rows: int, names: Sequence[str]) -> list[Server]:
+    """The servers of those names, filled; they stop with `closing`."""
+    ours = filled(closing, folder, rows)
+    redis_url = ours.environment["TRIGLOT_REDIS_URL"]
     found: dict[str, Server] = {BARE: feature_servers.Bare(redis_url, folder)}
     for name in {EMPTY, EMPTY_GRPC} & set(names):
         found[name] = closing.enter_context(feature_servers.empty(folder, name))
