@@ -16,7 +16,7 @@ import prometheus_client
 
 from chassis import errors, tracing
 from chassis.settings import Settings
-from chassis.telemetry import log
+from chassis.telemetry import complain, log
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 Constraints = Mapping[str, Callable[[asyncpg.PostgresError], errors.TriglotError]]
@@ -148,7 +148,10 @@ class Database:
         """What a call meets that gets no connection, whatever PostgreSQL says, or loses the one it has."""
         if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
             return errors.Unavailable("PostgreSQL did not answer in time", dependency="postgres")
-        if not isinstance(error, _UNREACHABLE):
+        if isinstance(error, _UNREACHABLE):
+            # A defect of ours may look like that, too.
+            complain("PostgreSQL failed", type(error).__name__, _without_data(error)[: errors.MAX_TEXT])
+        else:
             log.error("PostgreSQL lets us not in", error=repr(error))
         return errors.Unavailable("PostgreSQL cannot be reached", dependency="postgres")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -14,13 +13,12 @@ from redis.backoff import NoBackoff
 from chassis import errors
 from chassis.redis_nodes import Cluster
 from chassis.settings import Settings
-from chassis.telemetry import log
+from chassis.telemetry import complain
 
 Client = redis.asyncio.Redis | Cluster
 
 # To one server. Whoever uses the client must be content with fewer: one too many is not waited for, it fails.
 _MAX_CONNECTIONS = 64
-_COMPLAINT_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -79,14 +77,8 @@ def translated() -> Iterator[None]:
         raise errors.Unavailable("Redis did not answer", dependency="redis") from error
 
 
-_complained: dict[str, float] = {}
-
-
 def report(error: BaseException) -> None:
-    """Log what Redis did not do, but each kind from time to time only: while it is away every request meets it."""
-    kind, now = type(error).__name__, time.monotonic()
-    if now - _complained.get(kind, float("-inf")) >= _COMPLAINT_SECONDS:
-        _complained[kind] = now
-        # The driver puts the command before the cause, and the server its arguments after it: keys and rows.
-        cause = str(error).rpartition(" caused error: ")[2].partition(", with args ")[0]
-        log.warning("Redis failed", kind=kind, error=cause[: errors.MAX_TEXT])
+    """Log what Redis did not do, once in a while."""
+    # The driver puts the command before the cause, and the server its arguments after it: keys and rows.
+    cause = str(error).rpartition(" caused error: ")[2].partition(", with args ")[0]
+    complain("Redis failed", type(error).__name__, cause[: errors.MAX_TEXT])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, MutableMapping, Sequence
 from itertools import accumulate
@@ -130,6 +131,21 @@ cache_lookups = Counter(
 )
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("triglot")
+
+_COMPLAINT_SECONDS = 5.0
+# What was complained of, and when.
+_complained: dict[tuple[str, str], float] = {}
+
+
+def complain(what: str, kind: str, cause: str) -> None:
+    """Log what another server did not do, but each kind from time to time only: while it is away every call meets it.
+
+    `kind` is one of few, such as the class of an error.
+    """
+    now = time.monotonic()
+    if now - _complained.get((what, kind), float("-inf")) >= _COMPLAINT_SECONDS:
+        _complained[what, kind] = now
+        log.warning(what, kind=kind, error=cause)
 
 
 def configure(settings: Settings) -> None:

@@ -10,8 +10,9 @@ from threading import Thread
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
-from chassis import errors
+from chassis import errors, telemetry
 from chassis.migrations import MigrationError, Migrations, describe, migrate
 from chassis.postgres import Database, load_queries, open_database
 from chassis.settings import Settings
@@ -119,6 +120,21 @@ async def test_a_connection_that_cannot_be_made_is_no_defect_of_ours(
             assert await database.fetchval("SELECT 1") == 1
     finally:
         await admin.close()
+
+
+async def test_why_postgresql_does_nothing_is_logged_once(database: Database) -> None:
+    telemetry._complained.clear()
+    await database.close()
+    with capture_logs() as captured:
+        for _ in range(3):
+            with pytest.raises(errors.Unavailable, match="cannot be reached"):
+                await database.fetchval("SELECT 1")
+    [logged] = captured
+    assert (logged["event"], logged["kind"], logged["error"]) == (
+        "PostgreSQL failed",
+        "InterfaceError",
+        "pool is closed",
+    )
 
 
 async def test_a_server_that_only_reads_is_away_for_writers(database: Database) -> None:
