@@ -1,4 +1,5 @@
-"""A gRPC channel whose server lives in this process: generated stubs work on it, and no socket, no bytes are made.
+"""A gRPC channel whose server lives in this process: no socket, no bytes are made. Calls of generated stubs can be
+awaited, and nothing more.
 
 Messages are handed over as they are, so neither side may change a message after it gave it away.
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
@@ -576,14 +576,15 @@ class _Exchange:
             if start < len(data):
                 connection.transport.write(data[start : start + _SLICE_BYTES])
 
-    def _head_of(self, status: int, headers: Sequence[Header]) -> bytes:
+    def _head_of(self, status: int, headers: Iterable[Header]) -> bytes:
         """The head, with the empty line after it. Says how the body ends, and how the connection goes on."""
+        headers = [*headers]
         named = dict(headers)
         closes = named.get(b"connection") == b"close"
         # Who was not told to send the body may send it, or not.
         if closes or self._site.leaving or (self._expects and self._more):
             self.keeps = False
-        block = b"".join([b"%b: %b\r\n" % header for header in headers])
+        block = b"".join([b"%b: %b\r\n" % (name, value) for name, value in headers])
         if not block.count(b"\r") == block.count(b"\n") == len(headers):
             raise RuntimeError("a header is one line")
         length = named.get(b"content-length")

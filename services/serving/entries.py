@@ -10,6 +10,7 @@ import msgspec
 import orjson
 
 from chassis import errors
+from services.serving import fragments
 
 # Names and JSON texts of values: bytes, or msgspec.Raw, which becomes bytes when it is looked at.
 Entry = Mapping[str, Any]
@@ -17,7 +18,6 @@ Entry = Mapping[str, Any]
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_optional_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw] | None]).decode
-_NOT_CONTROL = bytes(range(0x20, 0x100))
 
 
 class Column(Sequence[Entry]):
@@ -88,12 +88,7 @@ def _spellings(name: str) -> Sequence[tuple[bytes, bytes]]:
 
 
 def _plain(values: list[bytes]) -> bool:
-    """Whether each is one and the same kind of JSON text: digits, of which none begins with 0, or a string without
-    anything to escape.
-    """
-    together = b",".join(values)
-    if together[:1] == b'"':
-        # Two quotes for each: no value holds one, and so none holds what is between two.
-        quotes = together.count(b'"') == 2 * len(values) and together.count(b'","') == len(values) - 1
-        return quotes and together[-1:] == b'"' and b"\\" not in together and not together.translate(None, _NOT_CONTROL)
-    return b"".join(values).isdigit() and b"" not in values and b",0" not in b"," + together
+    """Whether all are digits, of which none begins with 0, or all are strings with nothing escaped."""
+    if values[0][:1] == b'"':
+        return fragments.plain_strings(values)
+    return b"".join(values).isdigit() and b"" not in values and b",0" not in b"," + b",".join(values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -30,6 +30,7 @@ _FIRST_DAY, _LAST_DAY = (day.toordinal() - _EPOCH_DAY for day in (date.min, date
 _DAY_US = 86_400_000_000
 # What JSON has to escape: the quote, the backslash, control characters.
 _TO_ESCAPE = '["\\\\\\x00-\\x1f]'
+_NOT_CONTROL = bytes(range(0x20, 0x100))
 _TO_ESCAPE_BYTES = np.array([byte < 0x20 or byte in b'"\\' for byte in range(256)])
 
 
@@ -273,6 +274,20 @@ def writer(type_: DataType) -> Writer:
     if type_.nested:
         return _write_json
     return _WRITERS[type_.kind]
+
+
+def plain_strings(texts: Sequence[bytes]) -> bool:
+    """Whether each of at least one text is a JSON string with nothing escaped. They are looked at together."""
+    # Two quotes a text, and one at either end of each, of which none is both. No NUL but for those between texts.
+    together = b"\0".join(texts)
+    return (
+        together[:1] == b'"' == together[-1:]
+        and together.count(b'"') == 2 * len(texts)
+        and together.count(b'"\0"') == len(texts) - 1
+        and min(map(len, texts)) > 1
+        and b"\\" not in together
+        and together.translate(None, _NOT_CONTROL) == b"\0" * (len(texts) - 1)
+    )
 
 
 def text_of(fragment: bytes) -> str:

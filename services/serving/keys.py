@@ -63,15 +63,7 @@ def canonical_many(type_: DataType) -> Callable[[list[bytes]], list[bytes]]:
     if type_.kind in _TEXT_KINDS:
 
         def texts(raws: list[bytes]) -> list[bytes]:
-            together = b",".join(raws)
-            # Nothing but JSON strings without a backslash: two quotes each, one where it begins and one where it ends.
-            plain = (
-                together.count(b'"') == 2 * len(raws)
-                and together.count(b'","') == len(raws) - 1
-                and together[:1] == b'"' == together[-1:]
-                and b"\\" not in together
-            )
-            return [raw[1:-1] for raw in raws] if plain else [one(raw) for raw in raws]
+            return [raw[1:-1] for raw in raws] if fragments.plain_strings(raws) else [one(raw) for raw in raws]
 
         return texts
     return lambda raws: [one(raw) for raw in raws]

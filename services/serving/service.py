@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -232,12 +233,14 @@ class ServingService(pb_grpc.ServingServiceServicer):
         passed = [_fragments_of(each.values, "INCORRECT_FEATURE_VALUE") for each in request.passed_features]
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=True)
+        began = time.perf_counter()
         response = pb.GetFeatureVectorsResponse(metadata=plan.metadata[options.include_names, options.include_types])
         groups = _group_statuses(found) if options.include_detailed_status else [[]] * found.size
         for each, status, statuses in zip(found.fragments(), found.statuses(), groups, strict=True):
             message = response.vectors.add(status=status, groups=statuses)
             if each is not None:
                 _add_values(message, plan.writers, each)
+        vectors.assembled(began)
         return response
 
     async def RenderFeatureVectors(
@@ -247,6 +250,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
         entries, passed = parsed(request.entries, request.passed_features, plan.usual, batch=request.batch)
         options = request.options
         found = await self._read(plan, entries, passed, options, batch=request.batch)
+        began = time.perf_counter()
         response = pb.RenderFeatureVectorsResponse()
         response.statuses.extend(found.statuses())
         if request.join_vectors:
@@ -257,6 +261,7 @@ class ServingService(pb_grpc.ServingServiceServicer):
             response.details.extend(vector_pb2.GroupStatuses(groups=groups) for groups in _group_statuses(found))
         if metadata := plan.metadata[options.include_names, options.include_types]:
             response.metadata.extend(metadata)
+        vectors.assembled(began)
         return response
 
     async def Ping(self, request: pb.PingRequest, context: Any) -> pb.PingResponse:

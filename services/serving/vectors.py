@@ -46,7 +46,7 @@ class Lookups(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What vectors are made of. Each list has an item for each entry, in their order."""
+    """What vectors are made of, which come in the order of their entries."""
 
     plan: Plan
     # How many entries there are.
@@ -61,12 +61,10 @@ class Found(NamedTuple):
 
     def fragments(self) -> list[Sequence[bytes] | None]:
         """Those of each vector; None if its entry was wrong, or one of its rows could not be read."""
-        began = time.perf_counter()
         fragments = _fragments(self.plan, self.rows, self.lookups, self.size)
         for position in (*self.lookups.failed, *self.lost):
             fragments[position] = None
         _overlay(self.plan, fragments, self.passed)
-        _assemble_stage.observe(time.perf_counter() - began)
         return fragments
 
     def texts(self) -> list[bytes]:
@@ -75,13 +73,9 @@ class Found(NamedTuple):
 
     def joined(self) -> bytes:
         """All of `texts`, separated by commas. Made at once where whole ends of rows can be taken."""
-        began = time.perf_counter()
         usual = self.plan.pieces and not (self.passed or self.lost or self.lookups.failed)
         joined = _joined(self.plan.pieces, self.rows, self.lookups.echo) if usual else None
-        if joined is None:
-            return b",".join(self.texts())
-        _assemble_stage.observe(time.perf_counter() - began)
-        return joined
+        return b",".join(self.texts()) if joined is None else joined
 
     def statuses(self) -> list[vector_pb2.VectorStatus.ValueType]:
         """COMPLETE: it has all its rows. ERROR: it is none, as `fragments` has it."""
@@ -96,6 +90,11 @@ class Found(NamedTuple):
         """FOUND, KEY_WRONG, NO_ROW or NOT_READ for each read of each vector."""
         columns = [_column_statuses(*pair) for pair in zip(self.rows, self.lookups.keys, strict=True)]
         return list(zip(*columns, strict=True)) if columns else [()] * self.size
+
+
+def assembled(began: float) -> None:
+    """Vectors have been made of what was found, since then on time.perf_counter()'s clock."""
+    _assemble_stage.observe(time.perf_counter() - began)
 
 
 async def read(

@@ -15,32 +15,16 @@ from services.serving.entries import Column, parsed
 
 _values = st.sampled_from(
     [
-        0,
-        1,
-        36,
-        2**70,
-        -1,
-        1.5,
-        True,
-        None,
-        "",
-        "a",
-        "é",
-        "1",
-        'a"b',
-        "a\\b",
-        "a\nb",
-        "},",
-        '{"id":',
-        [1],
-        ["a"],
-        {"id": 1},
+        *(0, 1, 36, 2**70, -1, 1.5, True, None),
+        *("", "a", "é", "1", 'a"b', "a\\b", "a\nb", "},", '{"id":', ",", ",,", "\x7f"),
+        *([1], ["a"], ["x", "y"], {"id": 1}),
     ]
 )
-_entries = st.lists(st.dictionaries(st.just("id"), _values) | st.just({"id": 1, "more": 2}), max_size=4)
-_alike = st.sampled_from([[1, 36, 2**70], ["a", "é", "1", ""], [1, 0], ["a", "},"]]).flatmap(
-    lambda values: st.lists(st.sampled_from(values).map(lambda value: {"id": value}), min_size=1, max_size=4)
-)
+_more = st.sampled_from([{}, {"id": 1, "more": 2}, {"id": "a", "b": 1}, {"b": "a"}])
+_entries = st.lists(st.dictionaries(st.just("id"), _values) | _more, max_size=5)
+_alike = st.sampled_from(
+    [[1, 36, 2**70], ["a", "é", "1", ""], [1, 0], ["a", "},"], ["a", ","], [",", ",", 5, ["x", "y"], None]]
+).flatmap(lambda values: st.lists(st.sampled_from(values).map(lambda value: {"id": value}), min_size=1, max_size=5))
 _separators = st.sampled_from([(", ", ": "), (",", ":"), (" , ", ": "), (",", ": "), (",\n", ":")])
 
 
@@ -78,6 +62,31 @@ def test_they_are_the_same(entries: list[Any], separators: tuple[str, str], *, a
 def test_a_fault_anywhere_is_found(entries: list[Any], at: int, cut: int, put: str) -> None:
     text = json.dumps(entries)
     compare((text[:at] + put + text[at + cut :]).encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Commas in strings make up for quotes that are not there.
+        '[{"id":","},{},{"id":"a"}]',
+        '[{"id":"a","b":1},{"id":5},{"id":","}]',
+        '[{"id":","},{"id":["x","y"]},{"id":null},{"id":","}]',
+        '[{"id":"a","id":","},{"id":","}]',
+        '[{"id":"a","b"},{"id":"x},{"id":y"}]',
+        '[{"id":"},{"id":"a"b"}]',
+        '[{"id":"},{"id":"}]',
+        '[{"id":"}]',
+        '[{"id":""},{"id":"},{"id":"}]',
+        '[{"id":"a\0"},{"id":"\0b"}]',
+        '[{"id":"a"\0"b"}]',
+        '[{"id":}]',
+        '[{"id":1},{"id":}]',
+        '[{"id":12 }]',
+    ],
+)
+def test_what_looks_like_plain_values(text: str) -> None:
+    compare(text.encode())
+    compare(text.replace('":', '": ').replace("},", "}, ").encode())
 
 
 def test_bytes_that_are_no_text() -> None:

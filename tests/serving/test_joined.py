@@ -12,6 +12,7 @@ from protos.gen.triglot.serving.v1 import serving_service_pb2 as pb
 from services.serving import serving_keys
 from services.serving.definitions import Column, Group, Join, View, ViewFeature
 from services.serving.plans import Plan, RowEnd, compile_plan
+from services.serving.rows import LOST
 from services.serving.vectors import Found, Lookups
 from tests.serving.conftest import Client
 
@@ -54,11 +55,14 @@ def test_it_is_what_the_vectors_are(data: st.DataObject) -> None:
     row = st.none() | data.draw(st.sampled_from([rows(_WIDTH), _odd_rows]))
     one_each = {"min_size": size, "max_size": size}
     found = [data.draw(st.lists(row, **one_each)) for _ in plan.reads]
+    lost = data.draw(st.sets(st.integers(0, size - 1), max_size=1)) if plan.reads else ()
+    for position in lost:
+        found[0][position] = LOST
     echo = [data.draw(st.lists(st.sampled_from([b"1", b'"2"', b"null"]), **one_each)) for _ in plan.reads]
     failed = data.draw(st.sets(st.integers(0, size - 1), max_size=1)) if plan.reads else ()
     passed: Any = data.draw(st.sampled_from([(), [{"c1": b"7"}] * size, [None] * size]))
     lookups = Lookups([[b"key"] * size for _ in plan.reads], echo, failed)
-    vectors = Found(plan, size, lookups, found, (), passed)
+    vectors = Found(plan, size, lookups, found, lost, passed)
     assert vectors.joined() == b",".join(vectors.texts())
 
 

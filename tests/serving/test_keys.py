@@ -34,6 +34,7 @@ SPELLINGS: list[tuple[str, Any, list[str], list[str]]] = [
     ("string", "36", ["36", '"36"', '"\\u00336"'], ["true", "{}", "[]", '["36"]', '{"a":1}']),
     ("string", "a|b\\c\n\"é😀", ['"a|b\\\\c\\n\\"é😀"', '"a|b\\\\c\\n\\"\\u00e9\\ud83d\\ude00"'], []),
     ("string", "", ['""'], []),
+    ("string", ",", ['","'], ['["x","y"]']),
     ("varchar(5)", "abc", ['"abc"'], []),
     ("boolean", True, ["1", "true", '"1"', '"true"'], ["2", '"yes"']),
     ("date", DAY, ['"2022-01-24"', '"2022-01-24 00:00:00"', '"2022-01-24T00:00:00Z"', str(DAY_MS), str(DAY_MS + 5)],
@@ -111,8 +112,8 @@ def test_two_keys_never_meet(one: tuple[str, str], other: tuple[str, str]) -> No
 @given(st.data())
 def test_many_are_what_each_is(data: st.DataObject) -> None:
     hive = data.draw(st.sampled_from([hive for hive, *_ in SPELLINGS]))
-    texts = [text for _, _, found, refused in SPELLINGS for text in (*found, *refused)]
-    raws = [text.encode() for text in data.draw(st.lists(st.sampled_from(texts), min_size=1, max_size=3))]
+    texts = [text for _, _, found, refused in SPELLINGS for text in (*found, *refused, "null")]
+    raws = [text.encode() for text in data.draw(st.lists(st.sampled_from(texts), min_size=1, max_size=6))]
     type_ = datatypes.parse(hive)
     try:
         expected = [keys.canonical(type_)(raw) for raw in raws]
@@ -121,6 +122,14 @@ def test_many_are_what_each_is(data: st.DataObject) -> None:
             keys.canonical_many(type_)(raws)
     else:
         assert keys.canonical_many(type_)(raws) == expected
+
+
+def test_commas_that_make_up_for_missing_quotes() -> None:
+    many = keys.canonical_many(datatypes.parse("string"))
+    assert many([b'","', b"5", b'","']) == [b",", b"5", b","]
+    for odd in (b'["x","y"]', b"null", b"true"):
+        with pytest.raises(keys.WrongType):
+            many([b'","', odd, b"5", b'","'])
 
 
 async def test_composite_keys(serving: Client, http: httpx2.AsyncClient) -> None:
