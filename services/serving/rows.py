@@ -426,7 +426,7 @@ def _list(texts: pa.StringArray) -> list[bytes]:
 
 
 def _packed_read(keys: Sequence[bytes]) -> bytes:
-    """The command that reads them. hiredis takes eight times as long for a hundred keys."""
+    """The command that reads them. hiredis, which copies each key, takes a third longer for a hundred."""
     try:
         parts = chain.from_iterable(zip(map(_LENGTHS.__getitem__, map(len, keys)), keys, strict=True))
         return b"*%d\r\n$4\r\nMGET%b\r\n" % (1 + len(keys), b"".join(parts))
